@@ -1,0 +1,2 @@
+//! Shared firmware application.
+#![no_std]

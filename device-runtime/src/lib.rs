@@ -1,0 +1,2 @@
+//! Rankpatch runtime.
+#![no_std]

@@ -1,0 +1,2 @@
+//! Rankpatch format.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Integration tests of Rankpatch; the tests are in `tests/`.
