@@ -1,2 +1,34 @@
-//! Rankpatch runtime.
+//! Inference with LoRA adapters on a frozen, quantized base: no operating system, no allocator, no panic that bytes
+//! from outside can reach.
+//!
+//! * [`Base`] and [`Adapter`] are checked views of bytes in flash (from `rankpatch-format`).
+//! * [`Engine`] runs a base over an arena that the caller gives, with an adapter streamed, y = W0 x + s B (A x), or
+//!   merged into memory of its own. The base is never written, so detaching restores it bit for bit.
+//! * [`kernels`] holds the integer products; `math` and `ops` the float parts. All have the same bits on every core.
+//!
+//! This crate names no model, board, clock, allocator or transport.
 #![no_std]
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod arena;
+mod engine;
+mod error;
+pub mod kernels;
+mod linear;
+pub mod math;
+mod merge;
+mod ops;
+mod sampler;
+pub mod slots;
+
+pub use arena::{ArenaLayout, MIN_HEAD_OUTPUTS, arena_bytes, arena_layout};
+pub use engine::{Attachment, Engine};
+pub use error::{Error, Result};
+pub use merge::merged_bytes;
+pub use rankpatch_format::adapter::Adapter;
+pub use rankpatch_format::base::Base;
+pub use sampler::Sampler;

@@ -1,1 +1,21 @@
 //! Rankpatch trainer.
+
+pub mod client;
+pub mod import;
+pub mod features;
+pub mod data;
+pub mod base;
+pub mod ops;
+pub mod optim;
+pub mod quant;
+pub mod rng;
+pub mod schedule;
+mod error;
+pub mod executor;
+mod files;
+pub mod lora;
+pub mod export;
+pub mod peft;
+pub mod train;
+
+pub use error::{Error, Result};

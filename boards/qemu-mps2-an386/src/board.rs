@@ -1,0 +1,68 @@
+//! The machine `mps2-an386` as a [`Board`]: what is where, and the one-time start of everything.
+#![expect(unsafe_code, reason = "gives out what exists once")]
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use cortex_m::interrupt::InterruptNumber;
+use rankpatch_board::{Board, NorRam, Parts};
+
+use crate::counter::TickCounter;
+use crate::stack::PaintedStack;
+use crate::uart::{self, UartLink};
+use crate::memory;
+
+/// The interrupts in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    /// UART0 has received a byte.
+    LinkReceive = 0,
+    /// Timer 0 has wrapped.
+    Timer = 8,
+}
+
+impl Interrupt {
+    pub(crate) fn from_number(number: i16) -> Option<Self> {
+        [Self::LinkReceive, Self::Timer].into_iter().find(|&interrupt| interrupt as i16 == number)
+    }
+}
+
+// SAFETY: the numbers are those of the machine and never change.
+unsafe impl InterruptNumber for Interrupt {
+    fn number(self) -> u16 {
+        self as u16
+    }
+}
+
+/// The QEMU machine `mps2-an386`.
+#[derive(Debug)]
+pub struct Mps2An386;
+
+impl Board for Mps2An386 {
+    const NAME: &'static str = env!("CARGO_PKG_NAME");
+    const CORE: &'static str = "Cortex-M4";
+    type Link = UartLink;
+    type Slots = NorRam;
+    type Counter = TickCounter;
+    type Stack = PaintedStack;
+}
+
+/// Starts the board and gives out its parts.
+///
+/// # Panics
+/// At the second call.
+pub fn take() -> Parts<Mps2An386> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    uart::LOG.start_sending();
+    assert!(!TAKEN.load(Ordering::Relaxed), "expected one call of take, found a second");
+    TAKEN.store(true, Ordering::Relaxed);
+    Parts {
+        counter: TickCounter::start(),
+        link: UartLink::start(),
+        stack: PaintedStack::new(),
+        base: memory::base(),
+        // SAFETY: both once, says the check above; no interrupt handler calls this function.
+        slots: unsafe { memory::slots() },
+        // SAFETY: as above.
+        arena: unsafe { memory::arena() },
+    }
+}

@@ -1,0 +1,67 @@
+//! The ends of a program: success, failure, panic and hard fault. Each is logged and becomes QEMU's exit code.
+#![expect(unsafe_code, reason = "defines exception handlers")]
+
+use core::panic::PanicInfo;
+
+use cortex_m_rt::{ExceptionFrame, exception};
+use cortex_m_semihosting::debug;
+
+use crate::{counter, uart};
+use crate::board::Interrupt;
+
+/// Ends the emulator with exit code 0.
+pub fn succeed() -> ! {
+    end(debug::EXIT_SUCCESS)
+}
+
+/// Ends the emulator with exit code 1.
+pub fn fail() -> ! {
+    end(debug::EXIT_FAILURE)
+}
+
+fn end(status: debug::ExitStatus) -> ! {
+    loop {
+        debug::exit(status);
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    cortex_m::interrupt::disable();
+    defmt::error!("{}", defmt::Display2Format(info));
+    fail()
+}
+
+/// defmt's own panics, which have logged their message already.
+#[defmt::panic_handler]
+fn defmt_panic() -> ! {
+    fail()
+}
+
+#[exception]
+unsafe fn HardFault(frame: &ExceptionFrame) -> ! {
+    // SAFETY: the fault status registers may always be read.
+    let (configurable, hard, address) = unsafe {
+        let scb = &*cortex_m::peripheral::SCB::PTR;
+        (scb.cfsr.read(), scb.hfsr.read(), scb.bfar.read())
+    };
+    defmt::error!(
+        "hard fault at pc {=u32:#010x}, lr {=u32:#010x}: cfsr {=u32:#010x}, hfsr {=u32:#010x}, bfar {=u32:#010x}",
+        frame.pc(),
+        frame.lr(),
+        configurable,
+        hard,
+        address
+    );
+    fail()
+}
+
+/// Every interrupt arrives here; the board uses two of them.
+#[exception]
+unsafe fn DefaultHandler(number: i16) {
+    match Interrupt::from_number(number) {
+        Some(Interrupt::LinkReceive) => uart::on_receive(),
+        Some(Interrupt::Timer) => counter::on_wrap(),
+        None => panic!("expected no exception, found number {number}"),
+    }
+}

@@ -1,0 +1,179 @@
+//! How the caller's arena is divided. Sizes follow from the base alone, so a firmware can state its arena as a constant
+//! and find out at start whether it is large enough.
+
+use bytemuck::{Pod, cast_slice_mut};
+use rankpatch_format::MAX_RANK;
+use rankpatch_format::base::{ALIGN, Base};
+use rankpatch_format::graph::Op;
+
+use crate::kernels;
+use crate::{Error, Result};
+
+/// Outputs of a task head that every arena has room for. A larger arena takes larger heads.
+pub const MIN_HEAD_OUTPUTS: usize = 64;
+
+/// The regions of an arena, itemised; bytes, each a multiple of 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ArenaLayout {
+    /// Values of the graph, as the base's arena plan places them.
+    pub values: usize,
+    /// Activation codes and their scales.
+    pub codes: usize,
+    /// Integer sums and packed activations of the kernels, rank components.
+    pub kernels: usize,
+    /// Scores of one attention row.
+    pub scores: usize,
+    /// Keys and values of the context.
+    pub kv_cache: usize,
+    /// Pooled features and the outputs of a task head.
+    pub head: usize,
+}
+
+impl ArenaLayout {
+    /// All regions together.
+    pub fn total(&self) -> usize {
+        [self.values, self.codes, self.kernels, self.scores, self.kv_cache, self.head]
+            .into_iter()
+            .fold(0, usize::saturating_add)
+    }
+}
+
+/// Element counts behind an [`ArenaLayout`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    values: usize,
+    codes: usize,
+    rows: usize,
+    acc: usize,
+    pack: usize,
+    scores: usize,
+    kv: usize,
+    pooled: usize,
+}
+
+fn round(bytes: usize) -> usize {
+    bytes.saturating_add(ALIGN - 1) / ALIGN * ALIGN
+}
+
+impl Counts {
+    pub(crate) fn new(base: &Base<'_>, context: usize) -> Self {
+        let manifest = base.manifest();
+        let pass = manifest.pass_rows as usize;
+        let mut counts = Self {
+            values: manifest.values_bytes as usize / 4,
+            pooled: base.value(manifest.features).width as usize,
+            ..Self::default()
+        };
+        for (_, op) in base.ops() {
+            match op {
+                Op::Linear { input, weight, .. } => {
+                    let w = base.matrix(weight);
+                    let rows = base.value(input).rows.count(pass);
+                    counts.rows = counts.rows.max(rows);
+                    counts.codes = counts.codes.max(rows.saturating_mul(stride(w.cols)));
+                    counts.acc = counts.acc.max(2 * w.rows);
+                    counts.pack = counts.pack.max(kernels::pack_len(crate::linear::kernel_layout(w.layout), w.cols));
+                }
+                Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
+                Op::Attention { k, causal, .. } => {
+                    let keys = if causal { context } else { base.value(k).rows.count(pass) };
+                    counts.scores = counts.scores.max(keys);
+                    if causal {
+                        let width = base.value(k).width as usize;
+                        counts.kv = counts.kv.saturating_add(context.saturating_mul(2).saturating_mul(width));
+                    }
+                }
+                _ => {}
+            }
+        }
+        // A task head is one more linear operator, on one row.
+        counts.codes = counts.codes.max(stride(counts.pooled));
+        counts.rows = counts.rows.max(1);
+        counts
+    }
+
+    pub(crate) fn layout(&self) -> ArenaLayout {
+        let words = |count: usize| round(count.saturating_mul(4));
+        let rank = MAX_RANK as usize;
+        ArenaLayout {
+            values: words(self.values),
+            codes: round(self.codes) + words(self.rows),
+            kernels: words(self.acc) + words(self.pack) + words(rank) + round(rank * 2),
+            scores: words(self.scores),
+            kv_cache: words(self.kv),
+            head: words(self.pooled) + words(MIN_HEAD_OUTPUTS),
+        }
+    }
+}
+
+/// Bytes from one row of codes to the next.
+pub(crate) fn stride(cols: usize) -> usize {
+    cols.next_multiple_of(4)
+}
+
+/// The itemised arena of `base` for sequences of at most `context` rows.
+pub fn arena_layout(base: &Base<'_>, context: usize) -> ArenaLayout {
+    Counts::new(base, context).layout()
+}
+
+/// Bytes of arena that [`crate::Engine::new`] needs for `base` and sequences of at most `context` rows.
+pub fn arena_bytes(base: &Base<'_>, context: usize) -> usize {
+    arena_layout(base, context).total()
+}
+
+/// The arena, divided.
+pub(crate) struct Arena<'a> {
+    pub(crate) values: &'a mut [f32],
+    pub(crate) codes: &'a mut [i8],
+    pub(crate) scales: &'a mut [f32],
+    pub(crate) acc: &'a mut [i32],
+    pub(crate) pack: &'a mut [i32],
+    pub(crate) z: &'a mut [i32],
+    pub(crate) v: &'a mut [i16],
+    pub(crate) scores: &'a mut [f32],
+    pub(crate) kv: &'a mut [f32],
+    pub(crate) pooled: &'a mut [f32],
+    pub(crate) head_out: &'a mut [f32],
+}
+
+impl<'a> Arena<'a> {
+    pub(crate) fn new(base: &Base<'_>, memory: &'a mut [u8], context: usize) -> Result<Self> {
+        let remainder = memory.as_ptr().addr() % ALIGN;
+        if remainder != 0 {
+            return Err(Error::Misaligned { expected: ALIGN, found: remainder });
+        }
+        let counts = Counts::new(base, context);
+        let (expected, found) = (counts.layout().total(), memory.len());
+        // What is left goes to the outputs of task heads.
+        let usable = found / ALIGN * ALIGN;
+        let memory = memory.get_mut(..usable).filter(|_| usable >= expected);
+        let mut cutter = Cutter(memory.ok_or(Error::ArenaTooSmall { expected, found })?);
+        let rank = MAX_RANK as usize;
+        Ok(Self {
+            values: cutter.cut(counts.values),
+            codes: cutter.cut(counts.codes),
+            scales: cutter.cut(counts.rows),
+            acc: cutter.cut(counts.acc),
+            pack: cutter.cut(counts.pack),
+            z: cutter.cut(rank),
+            v: cutter.cut(rank),
+            scores: cutter.cut(counts.scores),
+            kv: cutter.cut(counts.kv),
+            pooled: cutter.cut(counts.pooled),
+            head_out: bytemuck::try_cast_slice_mut(cutter.0).unwrap_or(&mut []),
+        })
+    }
+}
+
+struct Cutter<'a>(&'a mut [u8]);
+
+impl<'a> Cutter<'a> {
+    /// The next `count` elements; the sizes were added up before, so they are there.
+    fn cut<T: Pod>(&mut self, count: usize) -> &'a mut [T] {
+        let bytes = count * size_of::<T>();
+        let rest = core::mem::take(&mut self.0);
+        let Some((region, rest)) = rest.split_at_mut_checked(round(bytes)) else { return &mut [] };
+        self.0 = rest;
+        region.get_mut(..bytes).map_or(&mut [], cast_slice_mut)
+    }
+}

@@ -1,0 +1,627 @@
+//! Runs a base, with or without an adapter, over a caller's arena.
+//!
+//! [`Engine`] walks the graph operator by operator and keeps what outlives a pass: the position in the sequence, keys
+//! and values, pooled features. What an operator computes is in [`crate::ops`] and [`crate::linear`]. Everything that
+//! bytes from outside could get wrong was checked when they became a [`Base`] or an [`Adapter`]; a run can only refuse
+//! what its caller gives it.
+
+use rankpatch_format::adapter::{Adapter, Cursor, Head, Pooling};
+use rankpatch_format::base::{ALIGN, Base};
+use rankpatch_format::digest::{Digest, XorShift32};
+use rankpatch_format::graph::{Op, ValueId};
+
+use crate::arena::{Arena, stride};
+use crate::linear::{Codes, Scratch, linear};
+use crate::merge::{MergedCursor, merge, merged_bytes};
+use crate::ops::{self, Heads};
+use crate::{Error, Result, kernels};
+
+/// What attaching did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attachment {
+    /// Sites patched.
+    pub n_patches: u16,
+    /// Weight bytes copied: 0 when streamed.
+    pub weight_bytes_copied: usize,
+}
+
+/// An attached adapter.
+struct Attached<'a> {
+    adapter: Adapter<'a>,
+    /// The memory that holds the merged matrices; `None` streams the factors.
+    merged: Option<&'a mut [u8]>,
+}
+
+/// Rows that go into a pass.
+enum Input<'i> {
+    Tokens(&'i [u16]),
+    Features(&'i [f32]),
+}
+
+/// A base over an arena.
+pub struct Engine<'a> {
+    base: Base<'a>,
+    arena: Arena<'a>,
+    context: usize,
+    attached: Option<Attached<'a>>,
+    /// Rows of the sequence so far.
+    position: usize,
+    /// Where the last output lies.
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    None,
+    /// Row of the base's output value.
+    Base(usize),
+    /// Outputs of the task head.
+    Head(usize),
+}
+
+impl<'a> Engine<'a> {
+    /// An engine for `base` over `arena`, for sequences of at most `context` rows (less if the base takes less).
+    ///
+    /// `arena` has at least [`crate::arena_bytes`] bytes and lies on a boundary of 16.
+    ///
+    /// # Errors
+    /// [`Error::ArenaTooSmall`], [`Error::Misaligned`], or [`Error::SequenceTooLong`] for a context of 0.
+    pub fn new(base: Base<'a>, arena: &'a mut [u8], context: usize) -> Result<Self> {
+        let context = context.min(base.manifest().max_rows as usize);
+        if context == 0 {
+            return Err(Error::SequenceTooLong { expected: base.manifest().max_rows as usize, found: 0 });
+        }
+        let arena = Arena::new(&base, arena, context)?;
+        Ok(Self { base, arena, context, attached: None, position: 0, output: Output::None })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &Base<'a> {
+        &self.base
+    }
+
+    /// The adapter that is applied.
+    pub fn adapter(&self) -> Option<&Adapter<'a>> {
+        self.attached.as_ref().map(|attached| &attached.adapter)
+    }
+
+    /// Whether the applied adapter is merged.
+    pub fn merged(&self) -> bool {
+        self.attached.as_ref().is_some_and(|attached| attached.merged.is_some())
+    }
+
+    /// Longest sequence.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Rows of the sequence so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    fn check_adapter(&self, adapter: &Adapter<'_>) -> Result<()> {
+        let (expected, found) = (self.base.id(), adapter.body().base_id);
+        if expected != found {
+            return Err(rankpatch_format::Error::WrongBase { expected, found }.into());
+        }
+        let (expected, found) =
+            (self.arena.head_out.len(), adapter.head().map_or(0, |head| head.n_out));
+        if found > expected {
+            return Err(Error::HeadTooLarge { expected, found });
+        }
+        Ok(())
+    }
+
+    /// Applies `adapter` streamed, y = W0 x + s B (A x): binds it, copies nothing. The adapter before is let go, the
+    /// sequence starts again.
+    ///
+    /// # Errors
+    /// [`rankpatch_format::Error::WrongBase`], [`Error::HeadTooLarge`]; the adapter before stays applied.
+    pub fn attach(&mut self, adapter: Adapter<'a>) -> Result<Attachment> {
+        self.check_adapter(&adapter)?;
+        let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied: 0 };
+        self.attached = Some(Attached { adapter, merged: None });
+        self.reset();
+        Ok(attachment)
+    }
+
+    /// Applies `adapter` merged, W' = W0 + s B A as int8 in `memory`, which has at least [`merged_bytes`] bytes and lies on
+    /// a boundary of 16. It is given back by [`Engine::detach`].
+    ///
+    /// # Errors
+    /// [`Error::MergeBufferTooSmall`], [`Error::Misaligned`], and those of [`Engine::attach`]; the adapter before stays
+    /// applied.
+    pub fn attach_merged(&mut self, adapter: Adapter<'a>, memory: &'a mut [u8]) -> Result<Attachment> {
+        self.check_adapter(&adapter)?;
+        let (expected, found) = (merged_bytes(&self.base, &adapter), memory.len());
+        if found < expected {
+            return Err(Error::MergeBufferTooSmall { expected, found });
+        }
+        let remainder = memory.as_ptr().addr() % ALIGN;
+        if remainder != 0 {
+            return Err(Error::Misaligned { expected: ALIGN, found: remainder });
+        }
+        let weight_bytes_copied = merge(&self.base, &adapter, memory);
+        let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied };
+        self.attached = Some(Attached { adapter, merged: Some(memory) });
+        self.reset();
+        Ok(attachment)
+    }
+
+    /// Goes back to the plain base, which was never written, and starts the sequence again. Returns the memory of a
+    /// merged adapter.
+    pub fn detach(&mut self) -> Option<&'a mut [u8]> {
+        self.reset();
+        self.attached.take().and_then(|attached| attached.merged)
+    }
+
+    /// Starts a new sequence: forgets keys, values and pooled features.
+    pub fn reset(&mut self) {
+        self.position = 0;
+        self.output = Output::None;
+        self.arena.pooled.fill(0.0);
+    }
+
+    /// The output of the last run: of its last row, or of the task head over the whole sequence. Empty before a run.
+    pub fn output(&self) -> &[f32] {
+        match self.output {
+            Output::None => &[],
+            Output::Base(row) => {
+                let value = self.base.value(self.base.manifest().output);
+                let (start, width) = (value.offset as usize / 4, value.width as usize);
+                self.arena.values.get(start + row * width..start + (row + 1) * width).unwrap_or(&[])
+            }
+            Output::Head(len) => self.arena.head_out.get(..len).unwrap_or(&[]),
+        }
+    }
+
+    /// Appends `tokens` to the sequence and returns the output after the last of them.
+    ///
+    /// # Errors
+    /// [`Error::WrongInput`], [`Error::UnknownToken`], [`Error::SequenceTooLong`]; nothing has been run then.
+    pub fn run_tokens(&mut self, tokens: &[u16]) -> Result<&[f32]> {
+        self.check_tokens(tokens)?;
+        let pass_rows = self.pass_rows();
+        for part in tokens.chunks(pass_rows.max(1)) {
+            self.pass(&Input::Tokens(part), part.len());
+        }
+        Ok(self.output())
+    }
+
+    /// Appends `tokens` and hands the base's output after each of them to `each`, with the token's index. With a task head,
+    /// or a network that does not stream, there is one output, after the last.
+    ///
+    /// # Errors
+    /// As [`Engine::run_tokens`].
+    pub fn run_tokens_each(&mut self, tokens: &[u16], mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        self.check_tokens(tokens)?;
+        let pass_rows = self.pass_rows();
+        for (at, part) in tokens.chunks(pass_rows.max(1)).enumerate() {
+            self.pass(&Input::Tokens(part), part.len());
+            if let Output::Base(last) = self.output {
+                for row in 0..=last {
+                    self.output = Output::Base(row);
+                    each(at * pass_rows + row, self.output());
+                }
+            }
+        }
+        if matches!(self.output, Output::Head(_)) {
+            each(tokens.len() - 1, self.output());
+        }
+        Ok(())
+    }
+
+    fn check_tokens(&mut self, tokens: &[u16]) -> Result<()> {
+        if let Op::Features { width } = self.base.input() {
+            return Err(Error::WrongInput { expected: width as usize, found: tokens.len() });
+        }
+        let vocab_size = self.base.vocab_size();
+        if let Some(id) = tokens.iter().find(|id| u32::from(**id) >= vocab_size) {
+            return Err(Error::UnknownToken { expected: vocab_size, found: u32::from(*id) });
+        }
+        self.check_rows(tokens.len())
+    }
+
+    fn check_rows(&mut self, found: usize) -> Result<()> {
+        if !self.base.streaming() {
+            self.reset();
+        }
+        let expected = self.context - self.position;
+        if found == 0 || found > expected {
+            return Err(Error::SequenceTooLong { expected, found });
+        }
+        Ok(())
+    }
+
+    fn pass_rows(&self) -> usize {
+        self.base.manifest().pass_rows as usize
+    }
+
+    /// Appends feature rows, `[rows, width]`, to the sequence and returns the output after the last of them. A network
+    /// that does not stream starts again with each call.
+    ///
+    /// # Errors
+    /// [`Error::WrongInput`], [`Error::SequenceTooLong`]; nothing has been run then.
+    pub fn run_features(&mut self, features: &[f32]) -> Result<&[f32]> {
+        let width = match self.base.input() {
+            Op::Features { width } => width as usize,
+            _ => 0,
+        };
+        if features.len().checked_rem(width) != Some(0) {
+            return Err(Error::WrongInput { expected: width, found: features.len() });
+        }
+        self.check_rows(features.len() / width)?;
+        let pass_rows = self.pass_rows();
+        for part in features.chunks((pass_rows * width).max(1)) {
+            self.pass(&Input::Features(part), part.len() / width);
+        }
+        Ok(self.output())
+    }
+
+    /// Runs the attached adapter's self-test and starts the sequence again. The test always streams, also when the
+    /// adapter is merged: its digest is that of the streamed sum.
+    ///
+    /// # Errors
+    /// [`Error::NothingActive`]; [`Error::SelfTestFailed`] if the digest differs; [`Error::SequenceTooLong`] if the
+    /// context is shorter than the test.
+    pub fn self_test(&mut self) -> Result<u64> {
+        let attached = self.attached.as_ref().ok_or(Error::NothingActive)?;
+        let expected = attached.adapter.body().self_test.digest;
+        let found = self.self_test_digest()?;
+        if expected == found { Ok(found) } else { Err(Error::SelfTestFailed { expected, found }) }
+    }
+
+    /// The digest that the self-test of the attached adapter has here, which its writer states in the file. Starts the
+    /// sequence again.
+    ///
+    /// # Errors
+    /// As [`Engine::self_test`], but for the comparison.
+    pub fn self_test_digest(&mut self) -> Result<u64> {
+        let attached = self.attached.as_mut().ok_or(Error::NothingActive)?;
+        let test = attached.adapter.body().self_test;
+        let rows = usize::from(test.rows);
+        if rows > self.context {
+            return Err(Error::SequenceTooLong { expected: self.context, found: rows });
+        }
+        let memory = attached.merged.take();
+        self.reset();
+        let digest = self.run_self_test(test.seed, rows);
+        self.reset();
+        if let Some(attached) = &mut self.attached {
+            attached.merged = memory;
+        }
+        digest
+    }
+
+    fn run_self_test(&mut self, seed: u32, rows: usize) -> Result<u64> {
+        let mut random = XorShift32::new(seed);
+        let mut digest = Digest::default();
+        let width = match self.base.input() {
+            Op::Features { width } => width as usize,
+            _ => 0,
+        };
+        if self.base.streaming() {
+            for _ in 0..rows {
+                if width == 0 {
+                    let token = random.token(self.base.vocab_size()) as u16;
+                    self.run_tokens(&[token])?;
+                } else {
+                    self.pass_generated(&mut random, 1);
+                }
+                if matches!(self.output, Output::Base(_)) {
+                    digest.update(self.output());
+                }
+            }
+            if matches!(self.output, Output::Head(_)) {
+                digest.update(self.output());
+            }
+        } else {
+            self.pass_generated(&mut random, rows);
+            digest.update(self.output());
+        }
+        Ok(digest.value())
+    }
+
+    /// A pass over generated rows, which are written where the input operator would put them.
+    fn pass_generated(&mut self, random: &mut XorShift32, rows: usize) {
+        let base = self.base;
+        let value = base.value(0);
+        let (start, len) = (value.offset as usize / 4, rows * value.width as usize);
+        if let Op::Embedding { table } = base.input() {
+            let table = base.matrix(table);
+            let target = self.arena.values.get_mut(start..start + len).unwrap_or(&mut []);
+            for row in target.chunks_exact_mut(table.cols.max(1)) {
+                let id = random.token(base.vocab_size()) as usize;
+                ops::embed(&table, id, self.arena.codes, row);
+            }
+        } else if let Some(target) = self.arena.values.get_mut(start..start + len) {
+            target.iter_mut().for_each(|x| *x = random.feature());
+        }
+        self.run_graph(rows);
+    }
+
+    /// Runs the graph over `rows` rows of input at the current position.
+    fn pass(&mut self, input: &Input<'_>, rows: usize) {
+        let base = self.base;
+        let value = base.value(0);
+        let (start, len) = (value.offset as usize / 4, rows * value.width as usize);
+        let Some(target) = self.arena.values.get_mut(start..start + len) else { return };
+        match (input, base.input()) {
+            (Input::Tokens(ids), Op::Embedding { table }) => {
+                let table = base.matrix(table);
+                for (id, row) in ids.iter().zip(target.chunks_exact_mut(table.cols.max(1))) {
+                    ops::embed(&table, usize::from(*id), self.arena.codes, row);
+                }
+            }
+            (Input::Features(features), _) => {
+                target.iter_mut().zip(*features).for_each(|(to, from)| *to = *from);
+            }
+            (Input::Tokens(_), _) => {}
+        }
+        self.run_graph(rows);
+    }
+
+    /// Runs every operator after the input that the output needs, then the task head, and moves on by `rows`.
+    fn run_graph(&mut self, rows: usize) {
+        let base = self.base;
+        let manifest = base.manifest();
+        let head = self.attached.as_ref().and_then(|attached| attached.adapter.head().copied());
+        let last = if head.is_some() { manifest.features } else { manifest.output };
+        let mut patches = match &self.attached {
+            None => MergedCursor { patches: Cursor::EMPTY, memory: &[] },
+            Some(Attached { adapter, merged }) => {
+                MergedCursor { patches: adapter.cursor(), memory: merged.as_deref().unwrap_or(&[]) }
+            }
+        };
+        let merged = self.attached.as_ref().is_some_and(|attached| attached.merged.is_some());
+        let mut pass = Pass {
+            base: &base,
+            values: &mut *self.arena.values,
+            rows,
+            position: self.position,
+            quantized: None,
+        };
+        let mut site = 0;
+        let mut kv = &mut *self.arena.kv;
+        for (index, op) in base.ops().skip(1) {
+            if index > last {
+                break;
+            }
+            if let Op::Linear { input, weight, bias } = op {
+                let w = base.matrix(weight);
+                let bias = bias.map_or(&[][..], |bias| base.floats(bias));
+                let (merged_w, patch) = if merged {
+                    (patches.take(site, &w), None)
+                } else {
+                    (None, patches.patches.take(site, w.rows, w.cols))
+                };
+                site += 1;
+                let w = merged_w.unwrap_or(w);
+                pass.quantize(input, self.arena.codes, self.arena.scales);
+                let n = pass.count(input);
+                let codes = Codes {
+                    codes: self.arena.codes.get(..n * stride(w.cols)).unwrap_or(&[]),
+                    scales: self.arena.scales.get(..n).unwrap_or(&[]),
+                    stride: stride(w.cols),
+                };
+                let mut scratch = Scratch {
+                    acc: self.arena.acc.get_mut(..2 * w.rows).unwrap_or(&mut []),
+                    pack: self.arena.pack,
+                    z: self.arena.z,
+                    v: self.arena.v,
+                };
+                linear(&w, bias, patch.as_ref(), codes, pass.value_mut(index), &mut scratch);
+            } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
+                let heads = Heads { n_heads: n_heads.into(), n_kv_heads: n_kv_heads.into(), scale };
+                let cache = if causal {
+                    let len = 2 * self.context * base.value(k).width as usize;
+                    let (cache, rest) = core::mem::take(&mut kv).split_at_mut_checked(len).unwrap_or_default();
+                    kv = rest;
+                    Some(cache)
+                } else {
+                    None
+                };
+                pass.attention(index, [q, k, v], heads, cache, self.arena.scores);
+            } else {
+                pass.elementwise(index, op);
+            }
+        }
+        let features = base.value(manifest.features);
+        let (width, count) = (features.width as usize, features.rows.count(rows));
+        let from = features.offset as usize / 4;
+        self.position += rows;
+        self.output = match head {
+            None => Output::Base(base.value(manifest.output).rows.count(rows).saturating_sub(1)),
+            Some(head) => {
+                let rows = self.arena.values.get(from..from + count * width).unwrap_or(&[]);
+                match head.info.pooling {
+                    Pooling::Mean => ops::accumulate(rows, self.arena.pooled),
+                    Pooling::Last => {
+                        let last = rows.chunks_exact(width.max(1)).next_back().unwrap_or(&[]);
+                        self.arena.pooled.iter_mut().zip(last).for_each(|(to, from)| *to = *from);
+                    }
+                }
+                self.run_head(&head);
+                Output::Head(head.n_out)
+            }
+        };
+    }
+
+    /// The task head over the pooled features: a linear operator on one row.
+    fn run_head(&mut self, head: &Head<'_>) {
+        let Arena { pooled, codes, acc, pack, head_out, scores: _, .. } = &mut self.arena;
+        let Some(codes) = codes.get_mut(..head.width) else { return };
+        // The mean is taken here, so that the sums can go on growing: scaling a vector does not change its codes.
+        let mut scale = kernels::quantize(pooled, codes);
+        if head.info.pooling == Pooling::Mean {
+            scale /= self.position as f32;
+        }
+        let bias = head.bias().map(Some).chain(core::iter::repeat(None));
+        // Row by row, so that heads may have more outputs than the base has anywhere.
+        let rows = head.codes.chunks_exact(head.width.max(1)).zip(head.row_scales()).zip(bias);
+        for (((row, row_scale), bias), y) in rows.zip(head_out.iter_mut()) {
+            let Some(acc) = acc.get_mut(..1) else { return };
+            kernels::gemv(kernels::Layout::RowMajor, row, 1, head.width, codes, acc, pack);
+            let value = acc.first().copied().unwrap_or(0) as f32 * (scale * row_scale);
+            *y = bias.map_or(value, |bias| value + bias);
+        }
+    }
+}
+
+/// One walk over the graph.
+struct Pass<'p, 'a> {
+    base: &'p Base<'a>,
+    values: &'p mut [f32],
+    rows: usize,
+    position: usize,
+    /// The value whose codes are at hand.
+    quantized: Option<ValueId>,
+}
+
+impl Pass<'_, '_> {
+    fn count(&self, id: ValueId) -> usize {
+        self.base.value(id).rows.count(self.rows)
+    }
+
+    fn range(&self, id: ValueId) -> core::ops::Range<usize> {
+        let value = self.base.value(id);
+        let start = value.offset as usize / 4;
+        start..start + value.rows.count(self.rows) * value.width as usize
+    }
+
+    fn value_mut(&mut self, id: ValueId) -> &mut [f32] {
+        let range = self.range(id);
+        self.values.get_mut(range).unwrap_or(&mut [])
+    }
+
+    /// Makes the codes of `id`, unless the operator before needed the same.
+    fn quantize(&mut self, id: ValueId, codes: &mut [i8], scales: &mut [f32]) {
+        if self.quantized == Some(id) {
+            return;
+        }
+        let width = self.base.value(id).width as usize;
+        let rows = self.value_mut(id).chunks_exact(width.max(1));
+        for ((row, codes), scale) in rows.zip(codes.chunks_mut(stride(width).max(1))).zip(scales) {
+            *scale = kernels::quantize(row, codes);
+        }
+        self.quantized = Some(id);
+    }
+
+    /// The output of operator `index` with a copy of its input `id` in it, unless the plan lets it work in place.
+    fn copied(&mut self, index: u16, id: ValueId) -> &mut [f32] {
+        let (from, to) = (self.range(id), self.range(index));
+        if from.start != to.start {
+            self.copy(from, to.clone());
+        }
+        self.values.get_mut(to).unwrap_or(&mut [])
+    }
+
+    /// Copies between two places that the plan keeps apart.
+    fn copy(&mut self, from: core::ops::Range<usize>, to: core::ops::Range<usize>) {
+        let Ok([from, to]) = self.values.get_disjoint_mut([from, to]) else { return };
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+
+    fn attention(
+        &mut self,
+        index: u16,
+        [q, k, v]: [ValueId; 3],
+        heads: Heads,
+        cache: Option<&mut [f32]>,
+        scores: &mut [f32],
+    ) {
+        let (q_width, kv_width) =
+            (self.base.value(q).width as usize, self.base.value(k).width as usize);
+        let ranges = [self.range(q), self.range(k), self.range(v), self.range(index)];
+        let Ok([q, k, v, y]) = self.values.get_disjoint_mut(ranges) else { return };
+        let queries = q.chunks_exact(q_width.max(1)).zip(y.chunks_exact_mut(q_width.max(1)));
+        let Some(cache) = cache else {
+            for (q, y) in queries {
+                ops::attend(q, k, v, y, scores, heads);
+            }
+            return;
+        };
+        let (keys, values) = cache.split_at_mut(cache.len() / 2);
+        let from = self.position * kv_width;
+        for (cache, new) in [(&mut *keys, k), (&mut *values, v)] {
+            if let Some(cache) = cache.get_mut(from..from + new.len()) {
+                cache.copy_from_slice(new);
+            }
+        }
+        for (position, (q, y)) in (self.position..).zip(queries) {
+            let seen = ..(position + 1) * kv_width;
+            let (keys, values) = (keys.get(seen).unwrap_or(&[]), values.get(seen).unwrap_or(&[]));
+            ops::attend(q, keys, values, y, scores, heads);
+        }
+    }
+
+    /// Operators that are neither linear nor attention.
+    fn elementwise(&mut self, index: u16, op: Op) {
+        let base = *self.base;
+        let width = base.value(index).width as usize;
+        match op {
+            Op::RmsNorm { input, weight, eps } => {
+                ops::rms_norm(self.copied(index, input), base.floats(weight), eps);
+            }
+            Op::LayerNorm { input, weight, bias, eps } => {
+                ops::layer_norm(self.copied(index, input), base.floats(weight), base.floats(bias), eps);
+            }
+            Op::Rope { input, inv_freq } => {
+                let position = self.position;
+                ops::rope(self.copied(index, input), width, base.floats(inv_freq), position);
+            }
+            Op::AddPosition { input, table } => {
+                let from = self.position * width;
+                let table = base.floats(table).get(from..).unwrap_or(&[]);
+                self.copied(index, input).iter_mut().zip(table).for_each(|(x, add)| *x += add);
+            }
+            Op::Scale { input, weight } => {
+                let weight = base.floats(weight);
+                for row in self.copied(index, input).chunks_exact_mut(width.max(1)) {
+                    row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight);
+                }
+            }
+            Op::Silu { input } => {
+                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::silu(*x));
+            }
+            Op::Gelu { input } => {
+                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::gelu(*x));
+            }
+            Op::Add { a, b } => self.binary(index, a, b, |a, b| a + b),
+            Op::Mul { a, b } => self.binary(index, a, b, |a, b| a * b),
+            Op::PrependToken { input, token } => {
+                let (from, to) = (self.range(input), self.range(index));
+                self.copy(from, to.start + width..to.end);
+                let token = base.floats(token);
+                self.value_mut(index).iter_mut().zip(token).for_each(|(to, from)| *to = *from);
+            }
+            Op::SelectRow { input, row } => {
+                let from = self.range(input).start + row as usize * width;
+                let to = self.range(index);
+                self.copy(from..from + width, to);
+            }
+            Op::MeanPool { input } => {
+                let count = self.count(input) as f32;
+                let ranges = [self.range(input), self.range(index)];
+                let Ok([x, y]) = self.values.get_disjoint_mut(ranges) else { return };
+                y.fill(0.0);
+                ops::accumulate(x, y);
+                y.iter_mut().for_each(|y| *y /= count);
+            }
+            Op::Embedding { .. } | Op::Features { .. } | Op::Linear { .. } | Op::Attention { .. } => {}
+        }
+    }
+
+    fn binary(&mut self, index: u16, a: ValueId, b: ValueId, f: fn(f32, f32) -> f32) {
+        let (range_b, to) = (self.range(b), self.range(index));
+        if a == b {
+            self.copied(index, a).iter_mut().for_each(|x| *x = f(*x, *x));
+            return;
+        }
+        self.copied(index, a);
+        let Ok([y, b]) = self.values.get_disjoint_mut([to, range_b]) else { return };
+        y.iter_mut().zip(b).for_each(|(y, b)| *y = f(*y, *b));
+    }
+}
+

@@ -1,0 +1,150 @@
+//! Why the engine refuses a call. Every refusal leaves the engine as it was.
+
+use rankpatch_format::link::{ErrorCode, Response};
+
+/// What the engine refuses, with what it expected and what it found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A base or an adapter is not acceptable.
+    Format(rankpatch_format::Error),
+    /// The arena is too small for the base and the context.
+    ArenaTooSmall {
+        /// Bytes needed.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// The memory for merging is too small.
+    MergeBufferTooSmall {
+        /// Bytes needed.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// A buffer of the caller does not lie on the boundary it needs.
+    Misaligned {
+        /// Alignment needed, in bytes.
+        expected: usize,
+        /// Address modulo that alignment.
+        found: usize,
+    },
+    /// The sequence is empty or longer than the context.
+    SequenceTooLong {
+        /// Rows that there is room for.
+        expected: usize,
+        /// Rows asked for.
+        found: usize,
+    },
+    /// A token id is outside the vocabulary.
+    UnknownToken {
+        /// Ids of the vocabulary.
+        expected: u32,
+        /// The id.
+        found: u32,
+    },
+    /// Tokens were given to a network that reads features, or features to one that reads tokens, or features that are
+    /// no whole number of rows.
+    WrongInput {
+        /// Numbers per row that the network reads; 0 if it reads tokens.
+        expected: usize,
+        /// Numbers given.
+        found: usize,
+    },
+    /// The task head has more outputs than the arena has room for.
+    HeadTooLarge {
+        /// Outputs that there is room for.
+        expected: usize,
+        /// Outputs of the head.
+        found: usize,
+    },
+    /// The output of the self-test is not what the trainer saw.
+    SelfTestFailed {
+        /// Digest stated by the adapter.
+        expected: u64,
+        /// Digest of this device's output.
+        found: u64,
+    },
+    /// No adapter is attached.
+    NothingActive,
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = core::result::Result<T, Error>;
+
+impl From<rankpatch_format::Error> for Error {
+    fn from(error: rankpatch_format::Error) -> Self {
+        Self::Format(error)
+    }
+}
+
+impl core::fmt::Display for Error {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match *self {
+            Self::Format(error) => error.fmt(f),
+            Self::ArenaTooSmall { expected, found } => {
+                write!(f, "arena is too small: expected {expected} bytes, found {found}")
+            }
+            Self::MergeBufferTooSmall { expected, found } => {
+                write!(f, "memory for merging is too small: expected {expected} bytes, found {found}")
+            }
+            Self::Misaligned { expected, found } => write!(
+                f,
+                "buffer is misaligned: expected a multiple of {expected} bytes, found remainder {found}"
+            ),
+            Self::SequenceTooLong { expected, found } => {
+                write!(f, "sequence does not fit: expected 1..={expected} rows, found {found}")
+            }
+            Self::UnknownToken { expected, found } => {
+                write!(f, "unknown token: expected an id below {expected}, found {found}")
+            }
+            Self::WrongInput { expected: 0, found } => {
+                write!(f, "wrong input: expected tokens, found {found} features")
+            }
+            Self::WrongInput { expected, found } => {
+                write!(f, "wrong input: expected rows of {expected} features, found {found} numbers")
+            }
+            Self::HeadTooLarge { expected, found } => {
+                write!(f, "task head is too large: expected at most {expected} outputs, found {found}")
+            }
+            Self::SelfTestFailed { expected, found } => write!(
+                f,
+                "self-test failed: expected digest {expected:016x}, found {found:016x} (other numerics, or damaged weights?)"
+            ),
+            Self::NothingActive => write!(f, "no adapter is attached"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl From<Error> for Response<'_> {
+    fn from(error: Error) -> Self {
+        let refuse = |code, expected: usize, found: usize| Self::Error {
+            code,
+            expected: expected as u32,
+            found: found as u32,
+        };
+        match error {
+            Error::Format(error) => error.into(),
+            Error::ArenaTooSmall { expected, found } | Error::HeadTooLarge { expected, found } => {
+                refuse(ErrorCode::ArenaTooSmall, expected, found)
+            }
+            Error::MergeBufferTooSmall { expected, found } => {
+                refuse(ErrorCode::MergeBufferTooSmall, expected, found)
+            }
+            Error::Misaligned { expected, found } => refuse(ErrorCode::Misaligned, expected, found),
+            Error::SequenceTooLong { expected, found } => refuse(ErrorCode::SequenceTooLong, expected, found),
+            Error::UnknownToken { expected, found } => {
+                Self::Error { code: ErrorCode::UnknownToken, expected, found }
+            }
+            Error::WrongInput { expected, found } => refuse(ErrorCode::WrongInput, expected, found),
+            Error::SelfTestFailed { expected, found } => Self::Error {
+                code: ErrorCode::SelfTestFailed,
+                expected: expected as u32,
+                found: found as u32,
+            },
+            Error::NothingActive => refuse(ErrorCode::NothingActive, 1, 0),
+        }
+    }
+}

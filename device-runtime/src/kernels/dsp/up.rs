@@ -1,0 +1,470 @@
+//! The up-projection of a low-rank update, four rows at a time with the packed vector in registers.
+//!
+//! SMMLAR does rounding, shift and addition at once: `acc + ((sum * 2^(32-n) + 2^31) >> 32)` is
+//! `acc + ((sum + 2^(n-1)) >> n)`.
+
+use core::arch::naked_asm;
+
+/// The highest rank that [`up_add`] takes.
+const MAX_RANK: usize = 256;
+
+/// Reads `b` `[.., r]` row-major, `v` as words, and adds to all of `acc..acc_end`.
+type Kernel = unsafe extern "C" fn(
+    b: *const i8,
+    v: *const i32,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+);
+
+/// `acc[o] += (sum_j B[o,j] * v[j] + round) >> shift` for as many first rows as the fast loops can take; returns how many.
+pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize {
+    let r = v.len();
+    let mut words = [0; MAX_RANK / 2];
+    // The multiplier 2^(32-shift) must fit; shifts below 2 are for updates far larger than what they are added to.
+    if !(2..=14).contains(&shift) || r == 0 || r > MAX_RANK {
+        return 0;
+    }
+    pack(v, &mut words);
+    // The general loop reads whole words: up to three bytes beyond a row, which must not be beyond the matrix.
+    let readable = b.len() - (r.next_multiple_of(4) - r).min(b.len());
+    let aligned = b.as_ptr().addr().is_multiple_of(4);
+    let (kernel, rows): (Kernel, usize) = match (r, aligned) {
+        (1, _) => (up1, acc.len()),
+        (2, _) => (up2, acc.len()),
+        (4, true) => (up4_aligned, acc.len()),
+        (4, false) => (up4, acc.len()),
+        (8, true) => (up8_aligned, acc.len()),
+        (8, false) => (up8, acc.len()),
+        (16, true) => (up16_aligned, acc.len()),
+        (16, false) => (up16, acc.len()),
+        _ => (up_any, acc.len().min(readable / r)),
+    };
+    let rows = rows.min(b.len() / r) / 4 * 4;
+    let Some(acc) = acc.get_mut(..rows) else { return 0 };
+    if rows == 0 {
+        return 0;
+    }
+    let acc = acc.as_mut_ptr_range();
+    // SAFETY: `acc` is a positive multiple of four long. The kernels read r bytes a row of as many rows, all inside `b`;
+    // `up_any` reads on to a multiple of four, which `readable` leaves room for. They read at most MAX_RANK / 2 words of
+    // `words`. Those named so get `b` aligned to 4, and with it each group of four rows.
+    unsafe { kernel(b.as_ptr(), words.as_ptr(), acc.start, acc.end, 1 << (32 - shift), r) };
+    rows
+}
+
+/// Words `(v0, v2), (v1, v3)` for each four, as `SXTB16` finds the codes in a word. Ranks 1 and 2 have one word.
+fn pack(v: &[i16], words: &mut [i32]) {
+    let pair = |low: i16, high: i16| i32::from(high) << 16 | i32::from(low.cast_unsigned());
+    if let (&[first, ref second @ ..], [word, ..], true) = (v, &mut *words, v.len() <= 2) {
+        *word = pair(first, second.first().copied().unwrap_or(0));
+        return;
+    }
+    for (words, v) in words.as_chunks_mut::<2>().0.iter_mut().zip(v.chunks(4)) {
+        let v = |i: usize| v.get(i).copied().unwrap_or(0);
+        *words = [pair(v(0), v(2)), pair(v(1), v(3))];
+    }
+}
+
+/// Rank 1: a word is a row's code four times over.
+///
+/// # Safety
+/// See [`up_add`].
+#[unsafe(naked)]
+unsafe extern "C" fn up1(
+    b: *const i8,
+    v: *const i32,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+) {
+    naked_asm!(
+        "push {{r4-r11, lr}}",
+        "mov r12, r3",
+        "ldr r3, [r1]",
+        "mov r1, r2",
+        "ldr r2, [sp, #36]",
+        "2:",
+        "ldr r4, [r0], #4",
+        "sxtb16 r5, r4",
+        "sxtb16 r4, r4, ror #8",
+        "smulbb r6, r5, r3",
+        "smulbb r7, r4, r3",
+        "smultb r8, r5, r3",
+        "smultb r9, r4, r3",
+        "ldm r1, {{r4, r5, r10, r11}}",
+        "smmlar r4, r6, r2, r4",
+        "smmlar r5, r7, r2, r5",
+        "smmlar r10, r8, r2, r10",
+        "smmlar r11, r9, r2, r11",
+        "stm r1!, {{r4, r5, r10, r11}}",
+        "cmp r1, r12",
+        "bne 2b",
+        "pop {{r4-r11, pc}}",
+    )
+}
+
+/// Rank 2: a word is two rows.
+///
+/// # Safety
+/// See [`up_add`].
+#[unsafe(naked)]
+unsafe extern "C" fn up2(
+    b: *const i8,
+    v: *const i32,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+) {
+    naked_asm!(
+        "push {{r4-r11, lr}}",
+        "mov r12, r3",
+        "ldr r3, [r1]",
+        "mov r1, r2",
+        "ldr r2, [sp, #36]",
+        "2:",
+        "ldr r4, [r0], #4",
+        "ldr r5, [r0], #4",
+        "sxtb16 r6, r4",
+        "sxtb16 r4, r4, ror #8",
+        "smulbb r7, r6, r3",
+        "smlabt r7, r4, r3, r7",
+        "smultb r8, r6, r3",
+        "smlatt r8, r4, r3, r8",
+        "sxtb16 r6, r5",
+        "sxtb16 r5, r5, ror #8",
+        "smulbb r9, r6, r3",
+        "smlabt r9, r5, r3, r9",
+        "smultb r10, r6, r3",
+        "smlatt r10, r5, r3, r10",
+        "ldm r1, {{r4, r5, r6, r11}}",
+        "smmlar r4, r7, r2, r4",
+        "smmlar r5, r8, r2, r5",
+        "smmlar r6, r9, r2, r6",
+        "smmlar r11, r10, r2, r11",
+        "stm r1!, {{r4, r5, r6, r11}}",
+        "cmp r1, r12",
+        "bne 2b",
+        "pop {{r4-r11, pc}}",
+    )
+}
+
+/// One row of rank 4, the word of which becomes the sum.
+macro_rules! row4 {
+    ($w:literal) => {
+        concat!(
+            "sxtb16 r9, ", $w, "\n",
+            "sxtb16 ", $w, ", ", $w, ", ror #8\n",
+            "smuad r9, r9, r3\n",
+            "smlad ", $w, ", ", $w, ", r4, r9\n",
+        )
+    };
+}
+
+macro_rules! up4 {
+    ($(#[$doc:meta])* $name:ident, $load:expr) => {
+        $(#[$doc])*
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(
+            b: *const i8,
+            v: *const i32,
+            acc: *mut i32,
+            acc_end: *const i32,
+            multiplier: i32,
+            r: usize,
+        ) {
+            naked_asm!(
+                "push {{r4-r11, lr}}",
+                "mov r12, r3",
+                "ldrd r3, r4, [r1]",
+                "mov r1, r2",
+                "ldr r2, [sp, #36]",
+                "2:",
+                $load,
+                row4!("r5"),
+                row4!("r6"),
+                row4!("r7"),
+                row4!("r8"),
+                "ldm r1, {{r9, r10, r11, lr}}",
+                "smmlar r9, r5, r2, r9",
+                "smmlar r10, r6, r2, r10",
+                "smmlar r11, r7, r2, r11",
+                "smmlar lr, r8, r2, lr",
+                "stm r1!, {{r9, r10, r11, lr}}",
+                "cmp r1, r12",
+                "bne 2b",
+                "pop {{r4-r11, pc}}",
+            )
+        }
+    };
+}
+
+up4!(
+    /// Rank 4: a word is a row.
+    ///
+    /// # Safety
+    /// See [`up_add`].
+    up4, "ldr r5, [r0], #4\n ldr r6, [r0], #4\n ldr r7, [r0], #4\n ldr r8, [r0], #4"
+);
+up4!(
+    /// [`up4`] for an aligned matrix.
+    ///
+    /// # Safety
+    /// See [`up_add`].
+    up4_aligned, "ldm r0!, {{r5-r8}}"
+);
+
+/// One row of rank 8: two words, of which the first is lost, and the sum.
+macro_rules! row8 {
+    ($w0:literal, $w1:literal, $sum:literal) => {
+        concat!(
+            "sxtb16 ", $sum, ", ", $w0, "\n",
+            "sxtb16 ", $w0, ", ", $w0, ", ror #8\n",
+            "smuad ", $sum, ", ", $sum, ", r3\n",
+            "smlad ", $sum, ", ", $w0, ", r4, ", $sum, "\n",
+            "sxtb16 ", $w0, ", ", $w1, "\n",
+            "sxtb16 ", $w1, ", ", $w1, ", ror #8\n",
+            "smlad ", $sum, ", ", $w0, ", r5, ", $sum, "\n",
+            "smlad ", $sum, ", ", $w1, ", r6, ", $sum, "\n",
+        )
+    };
+}
+
+/// Four rows of rank 8.
+macro_rules! rows8 {
+    ($load:expr) => {
+        concat!(
+            $load, "\n",
+            row8!("r7", "r8", "r11"),
+            row8!("r9", "r10", "r12"),
+            $load, "\n",
+            row8!("r7", "r8", "lr"),
+            row8!("r9", "r10", "r7"),
+            // Three registers in a row are free, and a fourth once the first sum is in.
+            "ldm r1, {{r8-r10}}\n",
+            "smmlar r8, r11, r2, r8\n",
+            "smmlar r9, r12, r2, r9\n",
+            "smmlar r10, lr, r2, r10\n",
+            "ldr r11, [r1, #12]\n",
+            "smmlar r11, r7, r2, r11\n",
+            "stm r1!, {{r8-r11}}\n",
+        )
+    };
+}
+
+macro_rules! up8 {
+    ($(#[$doc:meta])* $name:ident, $load:expr) => {
+        $(#[$doc])*
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(
+            b: *const i8,
+            v: *const i32,
+            acc: *mut i32,
+            acc_end: *const i32,
+            multiplier: i32,
+            r: usize,
+        ) {
+            // Stack: 0 acc_end.
+            naked_asm!(
+                "push {{r3-r11, lr}}",
+                "sub r7, r3, r2",
+                "mov r12, r1",
+                "mov r1, r2",
+                "ldr r2, [sp, #40]",
+                "ldm r12, {{r3-r6}}",
+                "tst r7, #16", // an odd number of groups of four
+                "bne 3f",
+                "2:",
+                rows8!($load),
+                "3:",
+                rows8!($load),
+                "ldr r7, [sp]",
+                "cmp r1, r7",
+                "bne 2b",
+                "pop {{r3-r11, pc}}",
+            )
+        }
+    };
+}
+
+up8!(
+    /// Rank 8: two words a row.
+    ///
+    /// # Safety
+    /// See [`up_add`].
+    up8, "ldr r7, [r0], #4\n ldr r8, [r0], #4\n ldr r9, [r0], #4\n ldr r10, [r0], #4"
+);
+up8!(
+    /// [`up8`] for an aligned matrix.
+    ///
+    /// # Safety
+    /// See [`up_add`].
+    up8_aligned, "ldm r0!, {{r7-r10}}"
+);
+
+/// Half a row of rank 16: two words and the sum, which `$first` begins.
+macro_rules! half16 {
+    ($load:expr, $first:expr, $sum:literal) => {
+        concat!(
+            $load, "\n",
+            "sxtb16 r8, r6\n",
+            "sxtb16 r6, r6, ror #8\n",
+            $first, "\n",
+            "smlad ", $sum, ", r6, r3, ", $sum, "\n",
+            "sxtb16 r8, r7\n",
+            "sxtb16 r7, r7, ror #8\n",
+            "smlad ", $sum, ", r8, r4, ", $sum, "\n",
+            "smlad ", $sum, ", r7, r5, ", $sum, "\n",
+        )
+    };
+}
+
+macro_rules! up16 {
+    ($(#[$doc:meta])* $name:ident, $load:ident) => {
+        $(#[$doc])*
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(
+            b: *const i8,
+            v: *const i32,
+            acc: *mut i32,
+            acc_end: *const i32,
+            multiplier: i32,
+            r: usize,
+        ) {
+            // Stack: 0 the vector in 8 words, 32 acc_end.
+            naked_asm!(
+                "push {{r3-r11, lr}}",
+                "ldr lr, [sp, #40]",
+                "ldm r1, {{r4-r11}}",
+                "push {{r4-r11}}",
+                "mov r1, r2",
+                "2:",
+                "ldrd r2, r3, [sp, #0]",
+                "ldrd r4, r5, [sp, #8]",
+                half16!($load!("0", "4"), "smuad r9, r8, r2", "r9"),
+                half16!($load!("16", "20"), "smuad r10, r8, r2", "r10"),
+                half16!($load!("32", "36"), "smuad r11, r8, r2", "r11"),
+                half16!($load!("48", "52"), "smuad r12, r8, r2", "r12"),
+                "ldrd r2, r3, [sp, #16]",
+                "ldrd r4, r5, [sp, #24]",
+                half16!($load!("8", "12"), "smlad r9, r8, r2, r9", "r9"),
+                half16!($load!("24", "28"), "smlad r10, r8, r2, r10", "r10"),
+                half16!($load!("40", "44"), "smlad r11, r8, r2, r11", "r11"),
+                half16!($load!("56", "60"), "smlad r12, r8, r2, r12", "r12"),
+                "ldm r1, {{r2-r5}}",
+                "smmlar r2, r9, lr, r2",
+                "smmlar r3, r10, lr, r3",
+                "smmlar r4, r11, lr, r4",
+                "smmlar r5, r12, lr, r5",
+                "stm r1!, {{r2-r5}}",
+                "add r0, #64",
+                "ldr r6, [sp, #32]",
+                "cmp r1, r6",
+                "bne 2b",
+                "add sp, #32",
+                "pop {{r3-r11, pc}}",
+            )
+        }
+    };
+}
+
+macro_rules! load_words {
+    ($first:literal, $second:literal) => {
+        concat!("ldr r6, [r0, #", $first, "]\n ldr r7, [r0, #", $second, "]")
+    };
+}
+
+macro_rules! load_double {
+    ($first:literal, $second:literal) => {
+        concat!("ldrd r6, r7, [r0, #", $first, "]")
+    };
+}
+
+up16!(
+    /// Rank 16: four words a row, taken in halves.
+    ///
+    /// # Safety
+    /// See [`up_add`].
+    up16, load_words
+);
+up16!(
+    /// [`up16`] for an aligned matrix.
+    ///
+    /// # Safety
+    /// See [`up_add`].
+    up16_aligned, load_double
+);
+
+/// A word of a row, and its sum.
+macro_rules! word_any {
+    ($load:literal, $sum:literal) => {
+        concat!(
+            $load, "\n",
+            "sxtb16 r11, r10\n",
+            "sxtb16 r10, r10, ror #8\n",
+            "smlad ", $sum, ", r11, r4, ", $sum, "\n",
+            "smlad ", $sum, ", r10, r5, ", $sum, "\n",
+        )
+    };
+}
+
+/// Any rank: four rows side by side. Beyond a row's end it reads the next row's codes, times zeros.
+///
+/// # Safety
+/// See [`up_add`].
+#[unsafe(naked)]
+unsafe extern "C" fn up_any(
+    b: *const i8,
+    v: *const i32,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+) {
+    // Stack: 0 v, 4 words a row, 8 acc_end, 12 from the end of a first row to the next group's.
+    // r0, r0 + r1, r0 + 2 r1, r0 + r2: the four rows; lr: acc.
+    naked_asm!(
+        "push {{r4-r11, lr}}",
+        "sub sp, #20",
+        "mov lr, r2",
+        "ldr r4, [sp, #60]", // r
+        "add r5, r4, #3",
+        "lsr r5, r5, #2",
+        "strd r1, r5, [sp, #0]",
+        "mov r1, r4",
+        "add r2, r4, r4, lsl #1",
+        "sub r4, r4, r5",
+        "lsl r4, r4, #2",
+        "strd r3, r4, [sp, #8]",
+        "2:", // four rows
+        "ldrd r3, r12, [sp, #0]",
+        "mov r6, #0",
+        "mov r7, #0",
+        "mov r8, #0",
+        "mov r9, #0",
+        "3:", // four columns
+        "ldrd r4, r5, [r3], #8",
+        word_any!("ldr r10, [r0, r1]", "r7"),
+        word_any!("ldr r10, [r0, r1, lsl #1]", "r8"),
+        word_any!("ldr r10, [r0, r2]", "r9"),
+        word_any!("ldr r10, [r0], #4", "r6"),
+        "subs r12, #1",
+        "bne 3b",
+        "ldm lr, {{r3, r4, r5, r10}}",
+        "ldr r11, [sp, #56]", // multiplier
+        "smmlar r3, r6, r11, r3",
+        "smmlar r4, r7, r11, r4",
+        "smmlar r5, r8, r11, r5",
+        "smmlar r10, r9, r11, r10",
+        "stm lr!, {{r3, r4, r5, r10}}",
+        "ldrd r3, r4, [sp, #8]",
+        "add r0, r4",
+        "cmp lr, r3",
+        "bne 2b",
+        "add sp, #20",
+        "pop {{r4-r11, pc}}",
+    )
+}

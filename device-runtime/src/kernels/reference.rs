@@ -1,0 +1,150 @@
+//! The portable kernels, in safe Rust: what the host and cores without the DSP extension run, and what the others must
+//! equal bit for bit. Lengths were checked by the functions of the parent module, which say what each one computes.
+//!
+//! Sums wrap. Within the documented limits they never do; beyond them a wrong sum is better than a panic on a device.
+
+use super::layout::{Layout, decode_word};
+
+/// These kernels read the codes themselves.
+#[derive(Default)]
+pub(super) struct Words<'a>(core::marker::PhantomData<&'a [i32]>);
+
+/// As [`Words`], of two vectors.
+pub(super) type PairWords<'a> = Words<'a>;
+
+pub(super) fn pack<'a>(_x: &[i8], _scratch: &'a mut [i32]) -> Words<'a> {
+    Words::default()
+}
+
+pub(super) fn pack_pair<'a>(_x: [&[i8]; 2], _scratch: &'a mut [i32]) -> PairWords<'a> {
+    Words::default()
+}
+
+pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: &mut [i32]) {
+    match layout {
+        _ if x.is_empty() => acc.fill(0),
+        Layout::RowMajor => row_major(w, x, acc),
+        Layout::Dsp4x4 => {
+            for (rows, acc) in row_groups(w, x.len()).zip(acc.chunks_mut(4)) {
+                let sums = dot_blocks(rows, x);
+                acc.iter_mut().zip(sums).for_each(|(acc, sum)| *acc = sum);
+            }
+        }
+    }
+}
+
+pub(super) fn gemm2(
+    layout: Layout,
+    w: &[i8],
+    [x0, x1]: [&[i8]; 2],
+    words: &PairWords<'_>,
+    [acc0, acc1]: [&mut [i32]; 2],
+) {
+    // Where extending a sign costs nothing, there is nothing to share.
+    gemv(layout, w, x0, words, acc0);
+    gemv(layout, w, x1, words, acc1);
+}
+
+pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
+    gemv(Layout::RowMajor, a, x, words, z);
+}
+
+pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, z: [&mut [i32]; 2]) {
+    gemm2(Layout::RowMajor, a, x, words, z);
+}
+
+pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
+    // Ranks that are common get a loop of constant length, which the compiler unrolls.
+    match v.len() {
+        0 => {}
+        1 => up_add_const::<1>(b, v, shift, acc),
+        2 => up_add_const::<2>(b, v, shift, acc),
+        4 => up_add_const::<4>(b, v, shift, acc),
+        8 => up_add_const::<8>(b, v, shift, acc),
+        16 => up_add_const::<16>(b, v, shift, acc),
+        r => {
+            for (acc, row) in acc.iter_mut().zip(b.chunks_exact(r)) {
+                *acc = acc.wrapping_add(shifted(low_rank_dot(row, v), shift));
+            }
+        }
+    }
+}
+
+fn up_add_const<const R: usize>(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
+    let (rows, _) = b.as_chunks::<R>();
+    let Some(v) = v.first_chunk::<R>() else { return };
+    for (acc, row) in acc.iter_mut().zip(rows) {
+        *acc = acc.wrapping_add(shifted(low_rank_dot(row, v), shift));
+    }
+}
+
+#[inline]
+fn low_rank_dot(row: &[i8], v: &[i16]) -> i32 {
+    row.iter().zip(v).fold(0i32, |sum, (&b, &v)| sum.wrapping_add(i32::from(b).wrapping_mul(i32::from(v))))
+}
+
+/// `(sum + round) >> shift`.
+#[inline]
+fn shifted(sum: i32, shift: u32) -> i32 {
+    sum.wrapping_add((1 << shift) >> 1) >> shift
+}
+
+/// `acc[o] = sum_i w[o,i] * x[i]`, row-major: four rows at a time, so that each load of `x` serves four products.
+fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
+    let k = x.len();
+    let (acc4, acc1) = acc.as_chunks_mut::<4>();
+    let (w4, w1) = w.split_at_checked(acc4.len() * 4 * k).unwrap_or((w, &[]));
+    for (acc, rows) in acc4.iter_mut().zip(w4.chunks_exact(4 * k)) {
+        *acc = dot4(rows, x);
+    }
+    for (acc, row) in acc1.iter_mut().zip(w1.chunks_exact(k)) {
+        *acc = dot(row, x);
+    }
+}
+
+#[inline]
+fn dot(row: &[i8], x: &[i8]) -> i32 {
+    row.iter().zip(x).fold(0, |sum, (&w, &x)| mul_add(sum, w, x))
+}
+
+#[inline]
+fn dot4(rows: &[i8], x: &[i8]) -> [i32; 4] {
+    let k = x.len();
+    let (a, rows) = rows.split_at(k);
+    let (b, rows) = rows.split_at(k);
+    let (c, d) = rows.split_at(k);
+    let mut sums = [0i32; 4];
+    for ((((&x, &a), &b), &c), &d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+        let [s0, s1, s2, s3] = sums;
+        sums = [mul_add(s0, a, x), mul_add(s1, b, x), mul_add(s2, c, x), mul_add(s3, d, x)];
+    }
+    sums
+}
+
+/// The groups of four rows of a `Dsp4x4` matrix, as blocks of four words.
+fn row_groups(w: &[i8], k: usize) -> impl Iterator<Item = &[[[i8; 4]; 4]]> {
+    let (words, _) = w.as_chunks::<4>();
+    let (blocks, _) = words.as_chunks::<4>();
+    blocks.chunks_exact(k.div_ceil(4).max(1))
+}
+
+/// The sums of one group of four rows.
+fn dot_blocks(blocks: &[[[i8; 4]; 4]], x: &[i8]) -> [i32; 4] {
+    let (x4, rest) = x.as_chunks::<4>();
+    let mut last = [0i8; 4];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    // The padded columns of the last block are zero; zero activations there cost nothing and need no such trust.
+    let groups = x4.iter().chain(core::iter::once(&last));
+    let mut sums = [0i32; 4];
+    for (block, x) in blocks.iter().zip(groups) {
+        for (sum, &word) in sums.iter_mut().zip(block) {
+            *sum = decode_word(word).iter().zip(x).fold(*sum, |sum, (&w, &x)| mul_add(sum, w, x));
+        }
+    }
+    sums
+}
+
+#[inline]
+fn mul_add(sum: i32, w: i8, x: i8) -> i32 {
+    sum.wrapping_add(i32::from(w).wrapping_mul(i32::from(x)))
+}

@@ -1,0 +1,237 @@
+//! Checks the kernels of this build against plain loops, over every alignment and tail length: one function that the
+//! host's tests, QEMU and a real board all call.
+
+use super::{Layout, down, encode, gemm2, gemv, layout_len, pack_len, read_row, up_add, write_row};
+
+/// Every length up to here is tried: a little more than four times the widest step of any kernel.
+const LENGTHS: core::ops::RangeInclusive<usize> = 1..=67;
+const ROWS: usize = 9;
+const LONG: usize = *LENGTHS.end();
+const RANKS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 33, 67];
+
+/// Bytes of scratch for a sweep of everything but the longest vectors.
+pub const SWEEP_BYTES: usize = (ROWS + 3) * (LONG + 1) + ROWS * LONG + 2 * LONG + 48;
+/// Words of scratch for a sweep of everything but the longest vectors.
+pub const SWEEP_WORDS: usize = 3 * LONG + 64;
+/// Bytes of scratch for a complete sweep.
+pub const SWEEP_LONG_BYTES: usize = 6 * LONGEST;
+/// Words of scratch for a complete sweep.
+pub const SWEEP_LONG_WORDS: usize = LONGEST + 64;
+
+const LONGEST: usize = 4099;
+
+/// What a sweep found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// Calls whose result was compared.
+    pub cases: u32,
+    /// Calls whose result was wrong.
+    pub mismatches: u32,
+}
+
+impl Sweep {
+    fn count(&mut self, equal: bool) {
+        self.cases += 1;
+        self.mismatches += u32::from(!equal);
+    }
+}
+
+/// Runs every kernel on random and extreme codes and compares each sum with a plain loop.
+///
+/// `bytes` and `words` are scratch: [`SWEEP_BYTES`] and [`SWEEP_WORDS`], or [`SWEEP_LONG_BYTES`] and [`SWEEP_LONG_WORDS`] to include
+/// vectors long enough to overflow a kernel's narrow accumulators. With less, fewer cases run; never panics.
+pub fn sweep(seed: u32, bytes: &mut [i8], words: &mut [i32]) -> Sweep {
+    let mut random = Random(seed | 1);
+    let mut found = Sweep::default();
+    for alignment in 0..16 {
+        for k in LENGTHS {
+            for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+                let out = 1 + random.below(ROWS as u32) as usize;
+                matrix(&mut found, &mut random, layout, out, k, alignment, bytes, words);
+            }
+            let rank = 1 + random.below(ROWS as u32) as usize;
+            down_case(&mut found, &mut random, rank, k, alignment, bytes, words);
+        }
+        for rank in RANKS {
+            for shift in 0..=14 {
+                up_case(&mut found, &mut random, rank, shift, alignment, bytes, words);
+            }
+        }
+    }
+    for k in [511, 512, 513, 520, 1024, 1025, 4096, LONGEST] {
+        for (w, x) in [(127, 127), (-127, 127), (127, -127), (-127, -127)] {
+            long_case(&mut found, k, w, x, bytes, words);
+        }
+    }
+    found
+}
+
+/// `gemv` and `gemm2` of one shape; also that rows can be read back from the image.
+#[allow(clippy::too_many_arguments, reason = "one case of a sweep")]
+fn matrix(
+    found: &mut Sweep,
+    random: &mut Random,
+    layout: Layout,
+    out: usize,
+    k: usize,
+    alignment: usize,
+    bytes: &mut [i8],
+    words: &mut [i32],
+) {
+    let Some((codes, bytes)) = bytes.split_at_mut_checked(out * k) else { return };
+    random.fill(codes);
+    let Some((image, bytes)) = aligned(bytes, alignment, layout_len(layout, out, k)) else { return };
+    encode(layout, codes, out, k, image);
+    let x_alignment = random.below(16) as usize;
+    let Some((x0, bytes)) = aligned(bytes, x_alignment, k) else { return };
+    let Some(x1) = bytes.get_mut(..k) else { return };
+    random.fill(x0);
+    random.fill(x1);
+    let Some((pack, words)) = words.split_at_mut_checked(pack_len(layout, k)) else { return };
+    let Some((acc0, words)) = words.split_at_mut_checked(out) else { return };
+    let Some(acc1) = words.get_mut(..out) else { return };
+
+    // Results that were there before must not matter.
+    pack.fill(-1);
+    acc0.fill(i32::MIN);
+    gemv(layout, image, out, k, x0, acc0, pack);
+    found.count(rows_equal(codes, k, x0, acc0));
+    pack.fill(-1);
+    acc0.fill(i32::MIN);
+    acc1.fill(i32::MAX);
+    gemm2(layout, image, out, k, x0, x1, acc0, acc1, pack);
+    found.count(rows_equal(codes, k, x0, acc0) && rows_equal(codes, k, x1, acc1));
+
+    let row = random.below(out as u32) as usize;
+    read_row(layout, image, out, k, row, x0);
+    found.count(codes.chunks_exact(k).nth(row).is_some_and(|codes| codes == x0));
+    random.fill(x1);
+    write_row(layout, image, out, k, row, x1);
+    read_row(layout, image, out, k, row, x0);
+    found.count(x0 == x1);
+}
+
+#[allow(clippy::too_many_arguments, reason = "one case of a sweep")]
+fn down_case(
+    found: &mut Sweep,
+    random: &mut Random,
+    rank: usize,
+    k: usize,
+    alignment: usize,
+    bytes: &mut [i8],
+    words: &mut [i32],
+) {
+    let Some((a, bytes)) = aligned(bytes, alignment, rank * k) else { return };
+    let Some((x, _)) = aligned(bytes, random.below(16) as usize, k) else { return };
+    let Some(z) = words.get_mut(..rank) else { return };
+    random.fill(a);
+    random.fill(x);
+    z.fill(i32::MIN);
+    down(a, rank, k, x, z);
+    found.count(rows_equal(a, k, x, z));
+}
+
+#[allow(clippy::too_many_arguments, reason = "one case of a sweep")]
+fn up_case(
+    found: &mut Sweep,
+    random: &mut Random,
+    rank: usize,
+    shift: u32,
+    alignment: usize,
+    bytes: &mut [i8],
+    words: &mut [i32],
+) {
+    let out = 1 + random.below(2 * ROWS as u32) as usize;
+    let Some((b, _)) = aligned(bytes, alignment, out.min(bytes.len() / rank) * rank) else { return };
+    let (false, Some((acc, words))) = (b.is_empty(), words.split_at_mut_checked(b.len() / rank)) else {
+        return;
+    };
+    let Some(before) = words.get_mut(..acc.len()) else { return };
+    let mut v = [0i16; LONG];
+    let Some(v) = v.get_mut(..rank) else { return };
+    random.fill(b);
+    for v in v.iter_mut() {
+        *v = if random.below(4) == 0 { 32_767 } else { (random.next() >> 16) as i16 }.max(-32_767);
+    }
+    for (acc, before) in acc.iter_mut().zip(before.iter_mut()) {
+        *acc = random.next().cast_signed() >> 4;
+        *before = *acc;
+    }
+    up_add(b, rank, v, shift, acc);
+    let round = if shift == 0 { 0 } else { 1i64 << (shift - 1) };
+    let equal = acc.iter().zip(before).zip(b.chunks_exact(rank)).all(|((&acc, &mut before), row)| {
+        let sum: i64 = row.iter().zip(&*v).map(|(&b, &v)| i64::from(b) * i64::from(v)).sum();
+        i64::from(acc) == i64::from(before) + ((sum + round) >> shift)
+    });
+    found.count(equal);
+}
+
+/// A constant matrix times a constant vector, where a narrow accumulator overflows first.
+fn long_case(found: &mut Sweep, k: usize, w: i8, x: i8, bytes: &mut [i8], words: &mut [i32]) {
+    let expected = i32::from(w) * i32::from(x) * k as i32;
+    for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+        let out = 4;
+        let Some((image, bytes)) = aligned(bytes, 0, layout_len(layout, out, k)) else { return };
+        let Some((vector, _)) = aligned(bytes, 1, k) else { return };
+        let Some((pack, words)) = words.split_at_mut_checked(pack_len(layout, k)) else { return };
+        let Some((acc0, words)) = words.split_at_mut_checked(out) else { return };
+        let Some((acc1, _)) = words.split_at_mut_checked(out) else { return };
+        vector.fill(w);
+        image.fill(0);
+        for row in 0..out {
+            write_row(layout, image, out, k, row, vector);
+        }
+        vector.fill(x);
+        gemv(layout, image, out, k, vector, acc0, pack);
+        found.count(acc0.iter().all(|&sum| sum == expected));
+        gemm2(layout, image, out, k, vector, vector, acc0, acc1, pack);
+        found.count(acc0.iter().chain(acc1.iter()).all(|&sum| sum == expected));
+        if layout == Layout::RowMajor {
+            down(image, out, k, vector, acc0);
+            found.count(acc0.iter().all(|&sum| sum == expected));
+        }
+    }
+}
+
+/// Whether `acc = codes x`, row-major, by the definition.
+fn rows_equal(codes: &[i8], k: usize, x: &[i8], acc: &[i32]) -> bool {
+    codes.chunks_exact(k).zip(acc).all(|(row, &acc)| {
+        let sum: i32 = row.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum();
+        sum == acc
+    })
+}
+
+/// Splits off `len` bytes that start at an address of `alignment` modulo 16, and what is left behind them.
+fn aligned(bytes: &mut [i8], alignment: usize, len: usize) -> Option<(&mut [i8], &mut [i8])> {
+    let skip = alignment.wrapping_sub(bytes.as_ptr().addr()) % 16;
+    bytes.get_mut(skip..)?.split_at_mut_checked(len)
+}
+
+/// Marsaglia's xorshift32: the same cases everywhere.
+struct Random(u32);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        self.0
+    }
+
+    fn below(&mut self, bound: u32) -> u32 {
+        (self.next() >> 8) % bound
+    }
+
+    /// Codes in -127..=127; now and then all of them extreme.
+    fn fill(&mut self, codes: &mut [i8]) {
+        let extreme = self.below(4) == 0;
+        for code in codes {
+            let random = (self.next() >> 24) as i8;
+            *code = match random {
+                _ if extreme => 127 * (random | 1).signum(),
+                i8::MIN => 0,
+                _ => random,
+            };
+        }
+    }
+}

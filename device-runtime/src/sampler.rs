@@ -1,0 +1,72 @@
+//! Chooses the next token from logits: the greatest, or one drawn at a temperature.
+
+use micromath::F32;
+use rankpatch_format::digest::XorShift32;
+
+use crate::math;
+
+/// Draws tokens from a stream of random bits that its seed fixes.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampler {
+    temperature: f32,
+    random: XorShift32,
+}
+
+impl Sampler {
+    /// A sampler. A temperature that is not a positive number is greedy.
+    pub fn new(temperature: f32, seed: u32) -> Self {
+        Self { temperature, random: XorShift32::new(seed) }
+    }
+
+    /// The index of the next token, 0 for no logits.
+    ///
+    /// Greedy: the first greatest logit. Otherwise index i with probability proportional to
+    /// exp((logit\[i\] - max) / temperature). The exponential is micromath's: its relative error, 3e-3 at most here, changes
+    /// no probability by more than that, which is far below what sampling can show, and it is small.
+    pub fn next(&mut self, logits: &[f32]) -> usize {
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return math::argmax(logits);
+        }
+        let max = math::max(logits);
+        let weight = |logit: &f32| F32((*logit - max) / self.temperature).exp().0;
+        let total: f32 = logits.iter().map(weight).sum();
+        // 24 bits, so that the product is below the total.
+        let mut left = (self.random.next_u32() >> 8) as f32 / 16_777_216.0 * total;
+        for (index, logit) in logits.iter().enumerate() {
+            left -= weight(logit);
+            if left < 0.0 {
+                return index;
+            }
+        }
+        math::argmax(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_and_senseless_temperatures_are_greedy() {
+        for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert_eq!(Sampler::new(temperature, 1).next(&[0.5, 3.0, 3.0, -1.0]), 1);
+        }
+        assert_eq!(Sampler::new(0.0, 1).next(&[]), 0);
+    }
+
+    #[test]
+    fn drawn_frequencies_follow_the_softmax() {
+        let logits: [f32; 4] = [1.0, 0.0, -1.0, 2.0];
+        let mut sampler = Sampler::new(0.8, 7);
+        let mut counts = [0u32; 4];
+        for _ in 0..40_000 {
+            counts[sampler.next(&logits)] += 1;
+        }
+        let total: f64 = logits.iter().map(|l| f64::from(*l / 0.8).exp()).sum();
+        for (count, logit) in counts.iter().zip(logits) {
+            let expected = f64::from(logit / 0.8).exp() / total;
+            let found = f64::from(*count) / 40_000.0;
+            assert!((found - expected).abs() < 0.01, "{found} for {expected}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! How the rows of an int8 matrix lie in a weight section. Only the base image has a layout; adapters and the base's
+//! identity use row-major order, so one adapter serves all cores.
+
+use serde::{Deserialize, Serialize};
+
+/// Order of the codes of a matrix `[rows, cols]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Layout {
+    /// Row after row, one byte a code.
+    RowMajor = 0,
+    /// For cores with SMLAD (Cortex-M4, M7, M33): blocks of 4 rows x 4 columns, one 32-bit word a row, zero-padded in
+    /// both directions. A word holds two halves, `256 c1 + c0` and `256 c3 + c2`, as `i16`: so a half multiplied as
+    /// it stands needs no sign extension, and what its low byte adds is made up for in the activations.
+    Dsp4x4 = 1,
+}
+
+impl Layout {
+    /// The layout with this number in a tensor record.
+    pub fn from_u8(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::RowMajor),
+            1 => Some(Self::Dsp4x4),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a matrix in this layout, padding included. Saturates instead of overflowing.
+    pub fn bytes(self, rows: u32, cols: u32) -> u32 {
+        match self {
+            Self::RowMajor => rows.saturating_mul(cols),
+            Self::Dsp4x4 => {
+                rows.div_ceil(4).saturating_mul(4).saturating_mul(cols.div_ceil(4).saturating_mul(4))
+            }
+        }
+    }
+
+    /// Writes the codes of one row into `image`, a matrix of `cols` columns. Codes are in -127..=127; rows that
+    /// `image` has no room for are left out.
+    pub fn write_row(self, image: &mut [i8], cols: usize, row: usize, codes: &[i8]) {
+        match self {
+            Self::RowMajor => {
+                let Some(target) = image.get_mut(row * cols..row * cols + cols) else { return };
+                target.iter_mut().zip(codes).for_each(|(to, from)| *to = *from);
+            }
+            Self::Dsp4x4 => {
+                let blocks = cols.div_ceil(4);
+                let words = image.chunks_exact_mut(4).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
+                for (word, group) in words.zip(codes.chunks(4)).take(blocks) {
+                    let code = |i: usize| i16::from(group.get(i).copied().unwrap_or(0));
+                    let low = (256 * code(1) + code(0)).to_le_bytes();
+                    let high = (256 * code(3) + code(2)).to_le_bytes();
+                    let bytes = [low[0], low[1], high[0], high[1]];
+                    word.iter_mut().zip(bytes).for_each(|(to, from)| *to = from.cast_signed());
+                }
+            }
+        }
+    }
+
+    /// Reads the codes of one row: the inverse of [`Layout::write_row`].
+    pub fn read_row(self, image: &[i8], cols: usize, row: usize, codes: &mut [i8]) {
+        match self {
+            Self::RowMajor => {
+                let Some(source) = image.get(row * cols..row * cols + cols) else { return };
+                codes.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
+            }
+            Self::Dsp4x4 => {
+                let blocks = cols.div_ceil(4);
+                let words = image.chunks_exact(4).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
+                for (word, group) in words.zip(codes.chunks_mut(4)).take(blocks) {
+                    let &[b0, b1, b2, b3] = word else { continue };
+                    // The low byte's sign was borrowed from the high byte.
+                    let decoded = [b0, b1.wrapping_add((b0 < 0).into()), b2, b3.wrapping_add((b2 < 0).into())];
+                    group.iter_mut().zip(decoded).for_each(|(to, from)| *to = from);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_survive_every_layout() {
+        let mut random = crate::digest::XorShift32::new(3);
+        for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+            for (rows, cols) in [(1usize, 1usize), (3, 5), (4, 4), (7, 13), (12, 64), (5, 67)] {
+                let codes: [i8; 12 * 67] =
+                    core::array::from_fn(|_| ((random.next_u32() >> 8) % 255) as i32 as i8).map(|c| c.max(-127));
+                let mut image = [0i8; 12 * 68];
+                let image = &mut image[..layout.bytes(rows as u32, cols as u32) as usize];
+                for row in 0..rows {
+                    layout.write_row(image, cols, row, &codes[row * cols..][..cols]);
+                }
+                for row in 0..rows {
+                    let mut back = [0i8; 67];
+                    layout.read_row(image, cols, row, &mut back[..cols]);
+                    assert_eq!(back[..cols], codes[row * cols..][..cols], "{layout:?} {rows}x{cols} row {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_word_is_two_halves_of_256_high_plus_low() {
+        let mut image = [0i8; 16];
+        Layout::Dsp4x4.write_row(&mut image, 4, 1, &[-3, 7, 127, -127]);
+        let half = |i: usize| i16::from_le_bytes([image[i] as u8, image[i + 1] as u8]);
+        assert_eq!([half(4), half(6)], [256 * 7 - 3, 256 * -127 + 127]);
+        assert_eq!(image[..4], [0; 4]);
+    }
+}

@@ -1,0 +1,149 @@
+//! Exit codes and the failure that carries one. Errors are typed below the commands; here they become one line that
+//! names what was expected and what was found, a hint, and a code.
+
+use std::path::Path;
+
+use crate::client::ClientError;
+use crate::train::TrainError;
+
+/// The command did what it was asked to do.
+pub const SUCCESS: u8 = 0;
+/// The command started, but could not do it: a run diverged, a result cannot be written.
+pub const FAILURE: u8 = 1;
+/// The command line or the task's configuration is wrong.
+pub const USAGE: u8 = 2;
+/// A file that was to be read is missing, damaged, or does not fit the others.
+pub const BAD_INPUT: u8 = 3;
+/// The device refused the request; nothing has changed there.
+pub const REFUSED: u8 = 4;
+/// The device cannot be reached, does not answer, or its answers are damaged.
+pub const LINK_LOST: u8 = 5;
+
+/// The codes with their meaning, for the help text.
+pub const HELP: &str = "\
+Exit codes:
+  0  done
+  1  failed while working: a run diverged, a result cannot be written
+  2  wrong command line or task configuration
+  3  an input file is missing, damaged, or does not fit the others
+  4  the device refused the request; nothing has changed there
+  5  the device cannot be reached or does not answer";
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What was expected and what was found.
+    pub error: anyhow::Error,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+/// Result of a command.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure with a code.
+    pub fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { code, error: error.into(), hint: None }
+    }
+
+    /// A wrong command line.
+    pub fn usage(message: impl std::fmt::Display) -> Self {
+        Self::new(USAGE, anyhow::anyhow!("{message}"))
+    }
+
+    /// The same with a hint.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The same with the file that it is about before the message.
+    #[must_use]
+    pub fn at(self, path: &Path) -> Self {
+        Self { error: self.error.context(path.display().to_string()), ..self }
+    }
+
+    /// The lines to print: the chain of causes in one line, and the hint.
+    pub fn render(&self) -> String {
+        let hint = self.hint.as_ref().map_or(String::new(), |hint| format!("hint: {hint}\n"));
+        format!("error: {:#}\n{hint}", self.error)
+    }
+}
+
+/// Adds the file that an error is about.
+pub trait At<T> {
+    /// The value, or a failure that names `path`.
+    ///
+    /// # Errors
+    /// The error, as a failure.
+    fn at(self, path: &Path) -> Outcome<T>;
+}
+
+impl<T, E: Into<Failure>> At<T> for Result<T, E> {
+    fn at(self, path: &Path) -> Outcome<T> {
+        self.map_err(|error| error.into().at(path))
+    }
+}
+
+impl From<rankpatch_format::Error> for Failure {
+    fn from(error: rankpatch_format::Error) -> Self {
+        use rankpatch_format::Error as E;
+        let hint = match error {
+            E::WrongBase { .. } => Some("an adapter runs only on the base that it was trained for; `rankpatch inspect` shows both"),
+            E::Corrupt { .. } | E::Truncated { .. } => Some("copy or build the file again"),
+            E::BadMagic { .. } => Some("bases end in .rpb, adapters in .rpa"),
+            _ => None,
+        };
+        Self { code: BAD_INPUT, error: error.into(), hint: hint.map(Into::into) }
+    }
+}
+
+impl From<rankpatch_runtime::Error> for Failure {
+    fn from(error: rankpatch_runtime::Error) -> Self {
+        use rankpatch_runtime::Error as E;
+        match error {
+            E::Format(error) => error.into(),
+            E::SelfTestFailed { .. } => Self::new(FAILURE, error),
+            E::WrongInput { .. } => Self::new(BAD_INPUT, error)
+                .hint("use --text or --prompt for a base that reads text, --features for one that reads signals"),
+            _ => Self::new(BAD_INPUT, error),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        use ClientError as E;
+        let code = match &error {
+            E::Refused { .. } => REFUSED,
+            E::Address { .. } | E::TextTooLong { .. } | E::NoSuchTask { .. } => USAGE,
+            E::Features { .. } => BAD_INPUT,
+            E::NoFreeSlot { .. } => FAILURE,
+            _ => LINK_LOST,
+        };
+        let hint = error.hint().map(Into::into);
+        Self { code, error: error.into(), hint }
+    }
+}
+
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Self {
+        use crate::Error as E;
+        match error {
+            E::Format(error) => error.into(),
+            E::Runtime(error) => error.into(),
+            E::Train(error) => error.into(),
+            E::Op(_) | E::Optim(_) | E::Tensor(_) => Self::new(FAILURE, error),
+            _ => Self::new(BAD_INPUT, error),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(FAILURE, error)
+    }
+}

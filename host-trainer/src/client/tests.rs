@@ -1,0 +1,198 @@
+//! The client against a device in memory: every request, and uploads over a wire that loses, repeats and damages.
+
+use rankpatch_format::BaseId;
+use rankpatch_format::digest::XorShift32;
+use rankpatch_format::link::{ErrorCode, Mode};
+
+use super::fake::{BASE, Fake, Fate, SLOT_BYTES, file};
+use super::{ClientError, Device, Options, Sampling, Wire};
+
+fn device(fake: &mut Fake) -> Device<&mut Fake> {
+    Device::new(fake, Options::default()).unwrap()
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (ErrorCode, String) {
+    let error = result.unwrap_err();
+    match &error {
+        ClientError::Refused { refusal, .. } => (refusal.code, error.to_string()),
+        _ => panic!("expected a refusal, found {error}"),
+    }
+}
+
+#[test]
+fn every_request_gets_its_answer() {
+    let mut fake = Fake::new();
+    let mut device = device(&mut fake);
+    let info = device.info().unwrap();
+    assert_eq!((info.board.as_str(), info.base_id, info.n_slots, info.active), ("fake", BASE, 3, None));
+    assert_eq!((info.arena_bytes, info.arena_bytes_needed), (4096, 1024));
+    let names = file("names", BASE, 5000);
+    let upload = device.upload(1, &names, |_| {}).unwrap();
+    assert_eq!((upload.resumed_at, upload.chunks, upload.repeated_chunks), (0, 5, 0));
+    assert_eq!((upload.installed.task.as_str(), upload.installed.sequence), ("names", 4));
+    let slots = device.slots().unwrap();
+    assert_eq!(slots.iter().map(|slot| slot.adapter.is_some()).collect::<Vec<_>>(), [false, true, false]);
+    let activated = device.activate(1, Mode::Merged).unwrap();
+    assert_eq!((activated.weight_bytes_copied, activated.digest), (80, u64::MAX));
+    assert_eq!(device.info().unwrap().active.unwrap().mode, Mode::Merged);
+    assert_eq!(device.self_test().unwrap().ticks, 9);
+    device.detach().unwrap();
+    device.remove(1).unwrap();
+    assert_eq!(device.slot(1).unwrap().adapter, None);
+    assert_eq!(device.statistics().unwrap().peak_stack_bytes, 512);
+    let mut heard = Vec::new();
+    let sampling = Sampling { max_tokens: 7, temperature: 0.0, seed: 0 };
+    let generated = device.generate("abc", sampling, |_, bytes| heard.extend_from_slice(bytes)).unwrap();
+    assert_eq!((heard.as_slice(), generated.text.as_slice(), generated.ids.len()), (&b"abcabca"[..], &b"abcabca"[..], 7));
+}
+
+#[test]
+fn outputs_longer_than_a_message_are_put_together_and_checked() {
+    let mut fake = Fake::new();
+    let mut device = device(&mut fake);
+    let features: Vec<f32> = (0..98 * 40).map(|at| at as f32 * 0.25).collect();
+    let output = device.run_features(&features, 98).unwrap();
+    let expected: Vec<f32> = features.iter().map(|value| value * 2.0).collect();
+    assert_eq!((output.values, output.argmax), (expected, 98 * 40 - 1));
+    let text = "x".repeat(1000);
+    assert_eq!(device.run_text(&text).unwrap().values, vec![120.0; 1000]);
+    let error = device.run_text(&"x".repeat(1025)).unwrap_err();
+    assert_eq!(error.to_string(), "text is too long: expected at most 1024 bytes, found 1025");
+    let error = device.run_features(&[1.0; 7], 2).unwrap_err();
+    assert_eq!(error.to_string(), "features do not fit: expected a multiple of 2 rows, found 7 numbers");
+}
+
+#[test]
+fn refusals_say_what_was_expected_and_found() {
+    let mut fake = Fake::new();
+    let mut device = device(&mut fake);
+    let (code, message) = refused(device.slot(9));
+    assert_eq!(code, ErrorCode::NoSuchSlot);
+    assert_eq!(message, "device refused slot: no such slot: expected 3, found 9");
+    assert_eq!(refused(device.detach()).0, ErrorCode::NothingActive);
+    assert_eq!(refused(device.self_test()).0, ErrorCode::NothingActive);
+    assert_eq!(refused(device.remove(0)).0, ErrorCode::EmptySlot);
+    assert_eq!(refused(device.activate(0, Mode::Streamed)).0, ErrorCode::EmptySlot);
+    let (code, message) = refused(device.upload(0, &file("other", BaseId([9; 16]), 40), |_| {}));
+    assert_eq!(code, ErrorCode::WrongBase);
+    let expected = "device refused finish: the adapter is for another base: expected 0x07070707, found 0x09090909";
+    assert_eq!(message, expected);
+    let (code, message) = refused(device.upload(0, &vec![1; SLOT_BYTES as usize + 1], |_| {}));
+    assert_eq!((code, message.ends_with("expected 65537, found 65536")), (ErrorCode::BufferTooSmall, true), "{message}");
+    assert_eq!(refused(device.upload(0, b"no adapter", |_| {})).0, ErrorCode::BadMagic);
+    device.upload(0, &file("names", BASE, 40), |_| {}).unwrap();
+    device.activate(0, Mode::Streamed).unwrap();
+    assert_eq!(refused(device.upload(0, &file("names", BASE, 41), |_| {})).0, ErrorCode::SlotActive);
+    drop(device);
+    fake.bad_flash = true;
+    let mut device = Device::new(&mut fake, Options::default()).unwrap();
+    assert_eq!(refused(device.upload(1, &file("names", BASE, 40), |_| {})).0, ErrorCode::Corrupt);
+}
+
+#[test]
+fn uploads_survive_loss_repetition_and_damage() {
+    let file = file("names", BASE, 20_000);
+    for seed in 1..=60 {
+        let mut random = XorShift32::new(seed);
+        let fates = move |_: bool, _: u32| match random.next_u32() % 16 {
+            0 | 1 => Fate::IsLost,
+            2 => Fate::IsDamaged,
+            3 | 4 => Fate::ArrivesTwice,
+            _ => Fate::Arrives,
+        };
+        let mut fake = Fake::with(Box::new(fates));
+        let options = Options { window: 1 + seed as usize % 6, chunk_bytes: 300, retries: 10, ..Options::default() };
+        let mut device = Device::new(&mut fake, options).unwrap();
+        let mut last = 0;
+        let upload = device.upload(2, &file, |next| last = next).unwrap();
+        assert_eq!(last as usize, file.len(), "seed {seed}");
+        assert!(upload.repeated_chunks > 0, "seed {seed}");
+        drop(device);
+        assert_eq!(fake.slots[2].as_deref(), Some(&file[..]), "seed {seed}");
+    }
+}
+
+#[test]
+fn one_lost_chunk_costs_one_round_and_no_time_out() {
+    let file = file("names", BASE, 20_000);
+    // Frames towards the device: Begin, then chunks; the fourth chunk is lost.
+    let mut fake = Fake::with(Box::new(|towards, at| if towards && at == 4 { Fate::IsLost } else { Fate::Arrives }));
+    let options = Options { retries: 0, ..Options::default() };
+    let upload = Device::new(&mut fake, options).unwrap().upload(0, &file, |_| {}).unwrap();
+    assert_eq!(upload.chunks, file.len().div_ceil(1024) as u32 + upload.repeated_chunks);
+    assert!((1..=4).contains(&upload.repeated_chunks), "{}", upload.repeated_chunks);
+}
+
+#[test]
+fn an_interrupted_upload_goes_on_where_it_stopped() {
+    let file = file("names", BASE, 20_000);
+    let mut fake = Fake::with(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
+    let error = Device::new(&mut fake, Options::default()).unwrap().upload(0, &file, |_| {}).unwrap_err();
+    assert!(matches!(error, ClientError::Io { .. }), "{error}");
+    assert_eq!(fake.slots[0], None);
+    fake.mend();
+    let mut device = Device::new(&mut fake, Options::default()).unwrap();
+    let upload = device.upload(0, &file, |_| {}).unwrap();
+    assert_eq!(upload.resumed_at, 8 * 1024);
+    assert_eq!(upload.chunks as usize, file.len().div_ceil(1024) - 8);
+    drop(device);
+    assert_eq!(fake.slots[0].as_deref(), Some(&file[..]));
+}
+
+#[test]
+fn a_device_that_restarts_is_asked_where_it_is() {
+    let file = file("names", BASE, 20_000);
+    let mut fake = Fake::with(Box::new(|towards, at| if towards && at == 7 { Fate::Reboots } else { Fate::Arrives }));
+    let upload = Device::new(&mut fake, Options::default()).unwrap().upload(0, &file, |_| {}).unwrap();
+    assert_eq!(upload.resumed_at, 0);
+    assert_eq!(fake.slots[0].as_deref(), Some(&file[..]));
+}
+
+#[test]
+fn lost_answers_do_not_turn_done_work_into_errors() {
+    let file = file("names", BASE, 100);
+    // The answers in order: Progress (begin), Progress (chunk), Done (finish).
+    let lose = |lost: u32| Fake::with(Box::new(move |towards, at| if !towards && at == lost { Fate::IsLost } else { Fate::Arrives }));
+    let mut fake = lose(2);
+    let upload = Device::new(&mut fake, Options::default()).unwrap().upload(0, &file, |_| {}).unwrap();
+    assert_eq!(upload.installed.file_bytes as usize, file.len());
+    for request in 0..2 {
+        let mut fake = lose(0);
+        fake.slots[0] = Some(file.clone());
+        fake.active = Some((0, Mode::Streamed));
+        let mut device = Device::new(&mut fake, Options::default()).unwrap();
+        if request == 0 { device.detach().unwrap() } else { device.remove(0).unwrap() }
+    }
+}
+
+#[test]
+fn a_late_answer_is_not_taken_for_the_next_one() {
+    let mut fake = Fake::with(Box::new(|_, _| Fate::ArrivesTwice));
+    let mut device = device(&mut fake);
+    for slot in [0, 1, 2, 1, 0] {
+        assert_eq!(device.slot(slot).unwrap().slot, slot);
+    }
+    assert_eq!(device.run_text("abc").unwrap().values, [97.0, 98.0, 99.0]);
+}
+
+#[test]
+fn silence_and_lost_tokens_are_errors() {
+    let mut fake = Fake::with(Box::new(|_, _| Fate::IsLost));
+    let options = Options { retries: 2, ..Options::default() };
+    let error = Device::new(&mut fake, options).unwrap().info().unwrap_err();
+    assert_eq!(error.to_string(), "no answer to info: expected one within 2 s, found none in 3 attempts");
+    let mut fake = Fake::with(Box::new(|towards, at| if !towards && at == 3 { Fate::IsLost } else { Fate::Arrives }));
+    let sampling = Sampling { max_tokens: 9, temperature: 1.0, seed: 3 };
+    let error = device(&mut fake).generate("ab", sampling, |_, _| {}).unwrap_err();
+    assert_eq!(error.to_string(), "generated text is incomplete: expected 9 tokens, found 8");
+}
+
+#[test]
+fn wire_bytes_count_frames_both_ways() {
+    let mut fake = Fake::new();
+    let mut device = device(&mut fake);
+    assert_eq!(device.wire(), Wire { sent_bytes: 1, received_bytes: 0 });
+    device.detach().unwrap_err();
+    // Request: version, number, variant, CRC-32, COBS byte, delimiter; answer: expected and found as well.
+    assert_eq!(device.wire(), Wire { sent_bytes: 1 + 9, received_bytes: 12 });
+}

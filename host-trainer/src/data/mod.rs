@@ -1,0 +1,94 @@
+//! Data sets: from files to typed examples, divided into what trains and what is only reported on.
+//!
+//! Loaders know a file's format and the data set's own division. They do not tokenize, batch or compute features.
+
+pub mod signal;
+pub mod text;
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Examples, divided.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Split<E> {
+    /// For training.
+    pub train: Vec<E>,
+    /// For reporting only.
+    pub test: Vec<E>,
+}
+
+/// An input and its class.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Labelled<I> {
+    /// The input.
+    pub input: I,
+    /// Index of the class in [`Classes::labels`].
+    pub label: usize,
+}
+
+/// A data set for classification.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classes<I> {
+    /// Names of the classes, sorted.
+    pub labels: Vec<String>,
+    /// The examples.
+    pub split: Split<Labelled<I>>,
+}
+
+impl<E> Split<E> {
+    /// Refuses a data set with an empty part.
+    fn check(self, path: &Path) -> Result<Self> {
+        for (part, examples) in [("training", &self.train), ("test", &self.test)] {
+            if examples.is_empty() {
+                return Err(Error::EmptyDataSet { path: path.to_path_buf(), part });
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl<I> Classes<I> {
+    /// Numbers the classes, in alphabetical order, of examples that carry their class's name.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDataSet`] if a part is empty, [`Error::OneClass`] if the training part has one class only,
+    /// [`Error::Field`] if a test example has a class that no training example has.
+    pub fn new(path: &Path, train: Vec<(I, String)>, test: Vec<(I, String)>) -> Result<Self> {
+        let Split { train, test } = Split { train, test }.check(path)?;
+        let mut labels: Vec<String> = train.iter().map(|(_, label)| label.clone()).collect();
+        labels.sort();
+        labels.dedup();
+        if let [class] = labels.as_slice() {
+            return Err(Error::OneClass { path: path.to_path_buf(), class: class.clone() });
+        }
+        let number = |(input, name): (I, String)| match labels.binary_search(&name) {
+            Ok(label) => Ok(Labelled { input, label }),
+            Err(_) => {
+                let expected = format!("one of the training part: {}", labels.join(", "));
+                Err(Error::field(path, "class of a test example", expected, name))
+            }
+        };
+        let train = train.into_iter().map(number).collect::<Result<_>>()?;
+        let test = test.into_iter().map(number).collect::<Result<_>>()?;
+        Ok(Self { labels, split: Split { train, test } })
+    }
+}
+
+/// The rows of a tab-separated file after its header, which must be `header`. Each has as many fields as the header.
+fn read_tsv(path: &Path, header: &[&str]) -> Result<Vec<Vec<String>>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let mut lines = text.lines();
+    let found = lines.next().unwrap_or("");
+    if !found.split('\t').eq(header.iter().copied()) {
+        return Err(Error::field(path, "header", header.join("\\t"), found.replace('\t', "\\t")));
+    }
+    let row = |(index, line): (usize, &str)| {
+        let fields: Vec<String> = line.split('\t').map(String::from).collect();
+        if fields.len() == header.len() {
+            return Ok(fields);
+        }
+        Err(Error::field(path, format!("fields of line {}", index + 2), header.len(), fields.len()))
+    };
+    lines.enumerate().map(row).collect()
+}

@@ -1,0 +1,528 @@
+//! The host executor: runs a network's graph on candle tensors in float, with gradients to the low-rank factors and the
+//! task head.
+//!
+//! It knows the graph and the training operators; it does not know where a network comes from, what a loss is or how
+//! anything is trained. Weights are the dequantized int8 codes where the network is quantized, so that training sees the
+//! base that the device has.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{Device, Tensor};
+use rankpatch_format::adapter::Pooling;
+use rankpatch_format::graph::{Op, Rows, Shape, TensorId, ValueId};
+use rankpatch_format::write::{self, Network};
+
+use crate::ops::{self, AttentionShape, LoraFactors, RopeTable};
+use crate::{Error, Result};
+
+/// What a network reads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Token ids `[sequences * rows]`.
+    Tokens(Vec<u32>),
+    /// Feature rows `[sequences * rows, width]`, row-major.
+    Features(Vec<f32>),
+}
+
+/// Sequences that run together. All are padded at the end to the same number of rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// The padded input. Padding may hold anything that the network can read: id 0, zeros.
+    pub input: Input,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Rows of each sequence, padding included.
+    pub rows: usize,
+    /// Rows of each sequence that count, 1 to `rows`; `[sequences]`.
+    pub lengths: Vec<usize>,
+}
+
+impl Batch {
+    /// Token sequences, padded with id 0 to the longest.
+    pub fn tokens<T: Copy + Into<u32>>(sequences: &[impl AsRef<[T]>]) -> Self {
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.as_ref().len()).collect();
+        let rows = lengths.iter().copied().max().unwrap_or(0);
+        let mut ids = Vec::with_capacity(rows * sequences.len());
+        for sequence in sequences {
+            ids.extend(sequence.as_ref().iter().map(|id| (*id).into()));
+            ids.resize(ids.len().next_multiple_of(rows.max(1)), 0);
+        }
+        Self { input: Input::Tokens(ids), sequences: sequences.len(), rows, lengths }
+    }
+
+    /// Feature sequences, each `[rows, width]` row-major, padded with zeros to the longest.
+    pub fn features(sequences: &[impl AsRef<[f32]>], width: usize) -> Self {
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.as_ref().len() / width.max(1)).collect();
+        let rows = lengths.iter().copied().max().unwrap_or(0);
+        let mut values = Vec::with_capacity(rows * width * sequences.len());
+        for (index, sequence) in sequences.iter().enumerate() {
+            values.extend_from_slice(sequence.as_ref());
+            values.resize((index + 1) * rows * width, 0.0);
+        }
+        Self { input: Input::Features(values), sequences: sequences.len(), rows, lengths }
+    }
+}
+
+/// The low-rank factors of one site: delta_weight = scaling * lora_b lora_a.
+#[derive(Debug, Clone)]
+pub struct Factors {
+    /// `[rank, in_features]`.
+    pub lora_a: Tensor,
+    /// `[out_features, rank]`.
+    pub lora_b: Tensor,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    pub scaling: f64,
+    /// LoRA dropout, `[rows of the site, in_features]` of 0 or `1 / (1 - p)`; on the low-rank path only. See
+    /// [`Model::site_rows`].
+    pub dropout_mask: Option<Tensor>,
+}
+
+/// A task's own output layer: y = weight pool(features) + bias.
+#[derive(Debug, Clone)]
+pub struct TaskHead {
+    /// How the rows of the features become one.
+    pub pooling: Pooling,
+    /// `[n_out, width]`.
+    pub weight: Tensor,
+    /// `[n_out]`.
+    pub bias: Tensor,
+}
+
+/// One linear operator that factors may patch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteInfo {
+    /// Dotted path.
+    pub name: String,
+    /// out_features.
+    pub out_features: usize,
+    /// in_features.
+    pub in_features: usize,
+    /// Whether this site writes the network's output.
+    pub writes_output: bool,
+}
+
+/// A network on a device (CPU or GPU), ready to run. Nothing in it is ever trained.
+#[derive(Debug, Clone)]
+pub struct Model {
+    ops: Vec<Op>,
+    shapes: Vec<Shape>,
+    tensors: Vec<Tensor>,
+    /// inv_freq of each rotary operator, by tensor.
+    inv_freq: BTreeMap<TensorId, Vec<f32>>,
+    /// The site that each operator is, if it is one.
+    site_of: Vec<Option<u16>>,
+    sites: Vec<SiteInfo>,
+    row_scales: Vec<Vec<f32>>,
+    output: ValueId,
+    features: ValueId,
+    max_rows: usize,
+    device: Device,
+}
+
+/// Values, while a pass runs.
+struct Pass<'a> {
+    batch: &'a Batch,
+    values: Vec<Option<Tensor>>,
+    ropes: HashMap<TensorId, RopeTable>,
+}
+
+impl Model {
+    /// Puts a network on `device`. Codes are dequantized once: W\[o, i\] = scales\[o\] * codes\[o, i\].
+    ///
+    /// # Errors
+    /// If an operator's shapes do not fit or the device refuses a tensor.
+    pub fn new(network: &Network, device: &Device) -> Result<Self> {
+        let shapes = network.shapes()?;
+        let mut tensors = Vec::with_capacity(network.tensors.len());
+        for tensor in &network.tensors {
+            let shape = tensor.shape();
+            let dims = (shape.rows as usize, shape.cols as usize);
+            let tensor = Tensor::from_slice(&dequantize(tensor), dims, device)?;
+            // Vectors are one row in the format and have one dimension in the operators.
+            tensors.push(if shape.rows == 1 && !shape.quantized { tensor.flatten_all()? } else { tensor });
+        }
+        let mut site_of = Vec::with_capacity(network.ops.len());
+        let mut sites = Vec::new();
+        let mut row_scales = Vec::new();
+        let mut inv_freq = BTreeMap::new();
+        for (index, op) in (0u16..).zip(&network.ops) {
+            site_of.push(None);
+            match *op {
+                Op::Linear { weight, .. } => {
+                    let tensor = &network.tensors[usize::from(weight)];
+                    let site = sites.len() as u16;
+                    site_of[usize::from(index)] = Some(site);
+                    let name = network.site_names.get(usize::from(site)).cloned();
+                    sites.push(SiteInfo {
+                        name: name.unwrap_or_else(|| format!("site.{site}")),
+                        out_features: tensor.shape().rows as usize,
+                        in_features: tensor.shape().cols as usize,
+                        writes_output: index == network.output,
+                    });
+                    row_scales.push(match tensor {
+                        write::Tensor::Codes { scales, .. } => scales.clone(),
+                        _ => Vec::new(),
+                    });
+                }
+                Op::Rope { inv_freq: id, .. } => {
+                    inv_freq.insert(id, dequantize(&network.tensors[usize::from(id)]).into_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(Self {
+            ops: network.ops.clone(),
+            shapes,
+            tensors,
+            inv_freq,
+            site_of,
+            sites,
+            row_scales,
+            output: network.output,
+            features: network.features,
+            max_rows: network.max_rows as usize,
+            device: device.clone(),
+        })
+    }
+
+    /// The sites in canonical order.
+    pub fn sites(&self) -> &[SiteInfo] {
+        &self.sites
+    }
+
+    /// The base weight's row scales at a site `[out_features]`; empty if the network is not quantized or there is no
+    /// such site.
+    pub fn row_scales(&self, site: u16) -> &[f32] {
+        self.row_scales.get(usize::from(site)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Rows of the input of a site in a pass over `batch`, for dropout masks: sequences times rows, or one a sequence
+    /// where a row was selected; 0 if there is no such site.
+    pub fn site_rows(&self, site: u16, batch: &Batch) -> usize {
+        let op = self.site_of.iter().position(|of| *of == Some(site));
+        op.map_or(0, |op| batch.sequences * self.shapes[op].rows.count(batch.rows))
+    }
+
+    /// Width of the feature rows that the network reads; 0 if it reads token ids.
+    pub fn input_width(&self) -> usize {
+        match self.ops.first() {
+            Some(Op::Features { width }) => *width as usize,
+            _ => 0,
+        }
+    }
+
+    /// Width of the value that a task head reads.
+    pub fn features_width(&self) -> usize {
+        self.width(self.features)
+    }
+
+    /// Whether the value that a task head reads is one row per sequence already.
+    pub fn features_are_one_row(&self) -> bool {
+        self.shapes.get(usize::from(self.features)).is_some_and(|shape| shape.rows == Rows::One)
+    }
+
+    /// Width of the output.
+    pub fn output_width(&self) -> usize {
+        self.width(self.output)
+    }
+
+    /// Longest sequence.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn width(&self, value: ValueId) -> usize {
+        self.shapes.get(usize::from(value)).map_or(0, |shape| shape.width as usize)
+    }
+
+    /// Runs a batch; `factors` patch the sites they are filed under.
+    ///
+    /// Without a head, gives the network's output: `[sequences * rows, width]`, or `[sequences, width]` if the output is
+    /// one row. With a head, gives `[sequences, n_out]`. Operators that the result does not need do not run: a head
+    /// stops the pass at the features. Rows of padding hold unspecified values.
+    ///
+    /// # Errors
+    /// If the batch does not fit the network, factors are filed under no site, or a factor or the head has the wrong
+    /// shape.
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        factors: &BTreeMap<u16, Factors>,
+        head: Option<&TaskHead>,
+    ) -> Result<Tensor> {
+        let target = if head.is_some() { self.features } else { self.output };
+        let value = self.value(target, batch, factors)?;
+        match head {
+            None => Ok(value),
+            Some(head) => self.apply_head(&value, batch, head),
+        }
+    }
+
+    /// Runs a batch as far as the value that a task head reads: `[sequences * rows, width]`, or `[sequences, width]` if
+    /// that is one row. With a frozen body these may be computed once and kept.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn features(&self, batch: &Batch, factors: &BTreeMap<u16, Factors>) -> Result<Tensor> {
+        self.value(self.features, batch, factors)
+    }
+
+    fn value(&self, target: ValueId, batch: &Batch, factors: &BTreeMap<u16, Factors>) -> Result<Tensor> {
+        self.check(batch)?;
+        if let Some(found) = factors.keys().copied().find(|site| usize::from(*site) >= self.sites.len()) {
+            return Err(Error::UnknownSite { found, n_sites: self.sites.len() });
+        }
+        let target = usize::from(target);
+        let uses = self.uses(target);
+        let mut left = uses.clone();
+        let mut pass = Pass { batch, values: vec![None; self.ops.len()], ropes: HashMap::new() };
+        for index in 0..=target {
+            // SiLU with one reader, a product, runs inside of that product.
+            if left[index] == 0 || self.is_gate(index, &uses) {
+                continue;
+            }
+            let value = self.run(index, &mut pass, factors, &uses)?;
+            pass.values[index] = Some(value);
+            for input in self.read_by(index, &uses) {
+                left[input] -= 1;
+                if left[input] == 0 {
+                    pass.values[input] = None;
+                }
+            }
+        }
+        pass.take(target)
+    }
+
+    /// How often each value is read on the way to `target`; 0 for those that are not needed.
+    fn uses(&self, target: usize) -> Vec<u32> {
+        let mut uses = vec![0; self.ops.len()];
+        uses[target] = 1;
+        for index in (0..=target).rev() {
+            if uses[index] > 0 {
+                for input in self.ops[index].inputs().into_iter().flatten() {
+                    uses[usize::from(input)] += 1;
+                }
+            }
+        }
+        uses
+    }
+
+    /// Whether this is a SiLU that its only reader, a product, computes.
+    fn is_gate(&self, index: usize, uses: &[u32]) -> bool {
+        let reads = |op: &Op| matches!(*op, Op::Mul { a, b } if usize::from(a) == index && a != b);
+        let mut needed = self.ops.iter().zip(uses).filter(|(_, uses)| **uses > 0).map(|(op, _)| op);
+        matches!(self.ops[index], Op::Silu { .. }) && uses[index] == 1 && needed.any(reads)
+    }
+
+    /// The values that an operator reads, those of a SiLU that runs inside of it instead of the SiLU itself.
+    fn read_by(&self, index: usize, uses: &[u32]) -> Vec<usize> {
+        let inputs = self.ops[index].inputs().into_iter().flatten().map(usize::from);
+        inputs
+            .map(|input| match self.ops[input] {
+                Op::Silu { input: x } if self.is_gate(input, uses) => usize::from(x),
+                _ => input,
+            })
+            .collect()
+    }
+
+    fn run(
+        &self,
+        index: usize,
+        pass: &mut Pass<'_>,
+        factors: &BTreeMap<u16, Factors>,
+        uses: &[u32],
+    ) -> Result<Tensor> {
+        let batch = pass.batch;
+        Ok(match self.ops[index] {
+            Op::Embedding { table } => {
+                let Input::Tokens(ids) = &batch.input else { return Err(self.wrong_input(batch)) };
+                let ids = Tensor::from_slice(ids, ids.len(), &self.device)?;
+                ops::embedding(self.tensor(table), &ids)?
+            }
+            Op::Features { width } => {
+                let Input::Features(values) = &batch.input else { return Err(self.wrong_input(batch)) };
+                Tensor::from_slice(values, (batch.sequences * batch.rows, width as usize), &self.device)?
+            }
+            Op::Linear { input, weight, bias } => {
+                let (x, w) = (pass.get(input)?, self.tensor(weight));
+                let bias = bias.map(|bias| self.tensor(bias));
+                match self.site_of[index].and_then(|site| factors.get(&site)) {
+                    None => ops::frozen_linear(x, w, bias)?,
+                    Some(factors) => {
+                        let lora = LoraFactors {
+                            a: &factors.lora_a,
+                            b: &factors.lora_b,
+                            scaling: factors.scaling as f32,
+                            dropout_mask: factors.dropout_mask.as_ref(),
+                        };
+                        ops::lora_linear(x, w, bias, &lora)?
+                    }
+                }
+            }
+            Op::RmsNorm { input, weight, eps } => ops::rms_norm(pass.get(input)?, self.tensor(weight), eps)?,
+            Op::LayerNorm { input, weight, bias, eps } => {
+                ops::layer_norm(pass.get(input)?, self.tensor(weight), self.tensor(bias), eps)?
+            }
+            Op::Rope { input, inv_freq } => {
+                let rows = self.rows(input, batch);
+                let table = match pass.ropes.get(&inv_freq) {
+                    Some(table) => table.clone(),
+                    None => self.rope_table(inv_freq, rows, batch.sequences)?,
+                };
+                pass.ropes.insert(inv_freq, table.clone());
+                ops::rope(pass.get(input)?, &table)?
+            }
+            Op::AddPosition { input, table } => {
+                let table = self.tensor(table);
+                let table = if table.rank() == 1 { table.unsqueeze(0)? } else { table.clone() };
+                ops::add_positions(pass.get(input)?, &table, self.rows(input, batch))?
+            }
+            Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } => {
+                let n_heads = usize::from(n_heads);
+                let shape = AttentionShape {
+                    batch: batch.sequences,
+                    seq: self.rows(q, batch),
+                    n_heads,
+                    n_kv_heads: n_kv_heads.into(),
+                    head_size: self.width(q) / n_heads,
+                    causal,
+                    scale,
+                    // A causal row never sees the padding after it.
+                    lengths: if causal { Vec::new() } else { self.lengths(q, batch) },
+                };
+                ops::attention(pass.get(q)?, pass.get(k)?, pass.get(v)?, &shape)?
+            }
+            Op::Silu { input } => ops::silu(pass.get(input)?)?,
+            Op::Gelu { input } => ops::gelu(pass.get(input)?)?,
+            Op::Add { a, b } => ops::add(pass.get(a)?, pass.get(b)?)?,
+            Op::Mul { a, b } => match self.ops[usize::from(a)] {
+                Op::Silu { input } if self.is_gate(a.into(), uses) => {
+                    ops::silu_mul(pass.get(input)?, pass.get(b)?)?
+                }
+                _ => ops::mul(pass.get(a)?, pass.get(b)?)?,
+            },
+            Op::Scale { input, weight } => pass.get(input)?.broadcast_mul(self.tensor(weight))?,
+            Op::PrependToken { input, token } => {
+                ops::prepend_token(pass.get(input)?, self.tensor(token), self.rows(input, batch))?
+            }
+            Op::SelectRow { input, row } => {
+                let rows = self.rows(input, batch) as u32;
+                let picked: Vec<u32> = (0..batch.sequences as u32).map(|s| s * rows + row).collect();
+                ops::select_rows(pass.get(input)?, &picked)?
+            }
+            Op::MeanPool { input } => {
+                ops::mean_pool(pass.get(input)?, self.rows(input, batch), &self.lengths(input, batch))?
+            }
+        })
+    }
+
+    fn apply_head(&self, features: &Tensor, batch: &Batch, head: &TaskHead) -> Result<Tensor> {
+        let rows = self.rows(self.features, batch);
+        let lengths = self.lengths(self.features, batch);
+        let pooled = match head.pooling {
+            _ if self.features_are_one_row() => features.clone(),
+            Pooling::Mean => ops::mean_pool(features, rows, &lengths)?,
+            Pooling::Last => {
+                let last: Vec<u32> =
+                    lengths.iter().enumerate().map(|(s, length)| (s * rows + length - 1) as u32).collect();
+                ops::select_rows(features, &last)?
+            }
+        };
+        Ok(ops::linear(&pooled, &head.weight, Some(&head.bias))?)
+    }
+
+    fn check(&self, batch: &Batch) -> Result<()> {
+        let fail = |what, expected: String, found: String| Err(Error::Batch { what, expected, found });
+        let &Batch { sequences, rows, ref lengths, ref input } = batch;
+        if sequences == 0 {
+            return fail("sequences of a batch", "at least 1".into(), "0".into());
+        }
+        if rows == 0 || rows > self.max_rows {
+            return fail("rows of a sequence", format!("1 to {}", self.max_rows), rows.to_string());
+        }
+        if lengths.len() != sequences {
+            return fail("lengths of a batch", sequences.to_string(), lengths.len().to_string());
+        }
+        if let Some(length) = lengths.iter().find(|length| !(1..=rows).contains(*length)) {
+            return fail("a length of a batch", format!("1 to {rows}"), length.to_string());
+        }
+        let (found, width) = match (input, self.ops.first()) {
+            (Input::Tokens(ids), Some(Op::Embedding { .. })) => (ids.len(), 1),
+            (Input::Features(values), Some(Op::Features { width })) => (values.len(), *width as usize),
+            _ => return Err(self.wrong_input(batch)),
+        };
+        let expected = sequences * rows * width;
+        if found == expected {
+            Ok(())
+        } else {
+            fail("values of a batch", format!("{sequences} * {rows} * {width} = {expected}"), found.to_string())
+        }
+    }
+
+    fn wrong_input(&self, batch: &Batch) -> Error {
+        let expected = match self.ops.first() {
+            Some(Op::Features { width }) => format!("features of width {width}"),
+            _ => "token ids".into(),
+        };
+        let found = match batch.input {
+            Input::Tokens(_) => "token ids".into(),
+            Input::Features(_) => "features".into(),
+        };
+        Error::Batch { what: "input of the network", expected, found }
+    }
+
+    fn rope_table(&self, inv_freq: TensorId, rows: usize, sequences: usize) -> Result<RopeTable> {
+        let positions: Vec<u32> = (0..sequences).flat_map(|_| 0..rows as u32).collect();
+        let inv_freq = self.inv_freq.get(&inv_freq).map_or(&[][..], Vec::as_slice);
+        Ok(RopeTable::new(&positions, inv_freq, &self.device)?)
+    }
+
+    /// Rows of one sequence of a value, padding included.
+    fn rows(&self, value: ValueId, batch: &Batch) -> usize {
+        self.shapes[usize::from(value)].rows.count(batch.rows)
+    }
+
+    /// Rows of each sequence of a value that count.
+    fn lengths(&self, value: ValueId, batch: &Batch) -> Vec<usize> {
+        let rows = self.shapes[usize::from(value)].rows;
+        batch.lengths.iter().map(|length| rows.count(*length)).collect()
+    }
+
+    fn tensor(&self, id: TensorId) -> &Tensor {
+        // `Network::shapes` looked every tensor up.
+        &self.tensors[usize::from(id)]
+    }
+}
+
+impl Pass<'_> {
+    fn get(&self, value: ValueId) -> Result<&Tensor> {
+        self.values[usize::from(value)].as_ref().ok_or_else(|| missing(value.into()))
+    }
+
+    fn take(mut self, value: usize) -> Result<Tensor> {
+        self.values[value].take().ok_or_else(|| missing(value))
+    }
+}
+
+/// A value that is read before it is written, which `Network::shapes` rules out.
+fn missing(value: usize) -> Error {
+    Error::Batch { what: "graph", expected: format!("value {value} to be computed"), found: "nothing".into() }
+}
+
+/// The numbers of a tensor, row-major.
+fn dequantize(tensor: &write::Tensor) -> Cow<'_, [f32]> {
+    match tensor {
+        write::Tensor::Floats { data, .. } | write::Tensor::Matrix { data, .. } => Cow::Borrowed(data),
+        write::Tensor::Codes { cols, codes, scales, .. } => {
+            let rows = codes.chunks_exact((*cols as usize).max(1));
+            let rows = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |code| f32::from(*code) * scale));
+            Cow::Owned(rows.collect())
+        }
+    }
+}

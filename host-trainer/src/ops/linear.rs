@@ -1,0 +1,407 @@
+//! Linear layers: plain, frozen, and with low-rank factors beside a frozen weight.
+//!
+//! The low-rank layer is one operator. Its backward is five products and never forms the gradient of the frozen weight,
+//! which is as large as the weight itself and which candle's own matmul would compute and keep.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::gemm::{Mat, multiply};
+use super::graph::{Backward, HostArgs, Output, Sink, node, with_values};
+use super::{Result, check};
+
+/// Rows that one thread multiplies at a time: the pieces of activations then stay in its cache.
+const ROWS: usize = 256;
+
+/// The low-rank factors of one linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraFactors<'a> {
+    /// `lora_a`, [rank, in]. Gets a gradient if it is (or depends on) a `Var`.
+    pub a: &'a Tensor,
+    /// `lora_b`, [out, rank]. Gets a gradient if it is (or depends on) a `Var`.
+    pub b: &'a Tensor,
+    /// What the product of the factors is multiplied with: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    pub scaling: f32,
+    /// LoRA dropout: [rows, in], 0 or `1 / (1 - p)`; multiplies `x` on the low-rank path only.
+    pub dropout_mask: Option<&'a Tensor>,
+}
+
+/// `y = x w^T + bias`.
+///
+/// `x` [rows, in], `w` [out, in], `bias` [out]; gives [rows, out]. Each of the three gets a gradient exactly if it is (or
+/// depends on) a `Var`; for a frozen weight nothing of its size is ever computed.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let dims = Dims::check("linear", x, w, bias)?;
+    if !x.device().is_cpu() {
+        return linear_on_device(x, w, bias, &dims);
+    }
+    let (x, w) = (x.contiguous()?, w.contiguous()?);
+    let mut y = vec![0.0; dims.rows * dims.out];
+    with_values(&x, |x| {
+        with_values(&w, |w| {
+            let w = Mat::new(w, dims.out, dims.inner);
+            y.par_chunks_mut(ROWS * dims.out).zip(x.par_chunks(ROWS * dims.inner)).for_each(|(y, x)| {
+                multiply(y, false, 1.0, Mat::new(x, x.len() / dims.inner, dims.inner), w.t());
+            });
+        })
+    })??;
+    finish_linear(&x, &w, bias, dims, Output::Host(y))
+}
+
+/// `y = x w0^T + bias` with everything but `x` frozen, even if it is a `Var`.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn frozen_linear(x: &Tensor, w0: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear(x, &w0.detach(), bias.map(Tensor::detach).as_ref())
+}
+
+/// `y = x w0^T + bias + scaling * ((x * mask) lora_a^T) lora_b^T`.
+///
+/// `x` [rows, in], `w0` [out, in] (always frozen), `bias` [out]; gives [rows, out]. With `z = (x * mask) lora_a^T`,
+/// kept from the forward, and `dz = scaling * dy lora_b`, the backward is
+/// `dx = dy w0 + (dz lora_a) * mask`, `d lora_a = dz^T (x * mask)`, `d lora_b = scaling * dy^T z`.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn lora_linear(x: &Tensor, w0: &Tensor, bias: Option<&Tensor>, lora: &LoraFactors<'_>) -> Result<Tensor> {
+    let op = "lora_linear";
+    let dims = Dims::check(op, x, w0, bias)?;
+    let (rank, inner) = check::matrix(op, "lora_a", lora.a)?;
+    check::shape(op, "lora_a", lora.a, &[rank, dims.inner])?;
+    check::shape(op, "lora_b", lora.b, &[dims.out, rank])?;
+    if let Some(mask) = lora.dropout_mask {
+        check::shape(op, "dropout_mask", mask, &[dims.rows, inner])?;
+    }
+    let x = x.contiguous()?;
+    let w0 = w0.detach().contiguous()?;
+    let (a, b) = (lora.a.contiguous()?, lora.b.contiguous()?);
+    let mask = lora.dropout_mask.map(|mask| mask.detach().contiguous()).transpose()?;
+    let scaling = lora.scaling;
+    let (y, z) = if x.device().is_cpu() {
+        forward_host(&x, &w0, &a, &b, mask.as_ref(), scaling, dims, rank)?
+    } else {
+        forward_device(&x.detach(), &w0, &a.detach(), &b.detach(), mask.as_ref(), scaling)?
+    };
+    // The bias is added by the plain node below if it is trained, and here, where y is still warm, if it is not.
+    let y = node(&[&x, &a, &b], y, (dims.rows, dims.out), || LoraLinear { w0, mask, z, scaling, dims, rank })?;
+    match bias {
+        Some(bias) => super::elementwise::add_bias(&y, bias),
+        None => Ok(y),
+    }
+}
+
+/// The formula of [`lora_linear`] in plain candle operators: the oracle of the tests. Keep away from training: its
+/// backward forms the gradient of `w0`.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn lora_linear_composed(
+    x: &Tensor,
+    w0: &Tensor,
+    bias: Option<&Tensor>,
+    lora: &LoraFactors<'_>,
+) -> Result<Tensor> {
+    let base = linear_composed(x, w0, bias)?;
+    let masked = match lora.dropout_mask {
+        Some(mask) => x.mul(mask)?,
+        None => x.clone(),
+    };
+    let low = masked.matmul(&lora.a.t()?)?.matmul(&lora.b.t()?)?;
+    Ok((base + (low * f64::from(lora.scaling))?)?)
+}
+
+/// The formula of [`linear`] in plain candle operators.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn linear_composed(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.matmul(&w.t()?)?;
+    Ok(match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Dims {
+    rows: usize,
+    inner: usize,
+    out: usize,
+}
+
+impl Dims {
+    fn check(op: &'static str, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
+        let (rows, inner) = check::matrix(op, "x", x)?;
+        let (out, _) = check::matrix(op, "the weight", w)?;
+        check::shape(op, "the weight", w, &[out, inner])?;
+        if let Some(bias) = bias {
+            check::shape(op, "the bias", bias, &[out])?;
+        }
+        check::value(op, "the weight's width", inner > 0 && out > 0, || "at least 1".into(), inner.min(out))?;
+        Ok(Self { rows, inner, out })
+    }
+}
+
+fn finish_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dims: Dims, y: Output) -> Result<Tensor> {
+    let shape = (dims.rows, dims.out);
+    let y = if w.track_op() {
+        node(&[x, w], y, shape, || Linear { frozen: None, dims })?
+    } else {
+        node(&[x], y, shape, || Linear { frozen: Some(w.clone()), dims })?
+    };
+    match bias {
+        Some(bias) => super::elementwise::add_bias(&y, bias),
+        None => Ok(y),
+    }
+}
+
+fn linear_on_device(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dims: &Dims) -> Result<Tensor> {
+    let y = x.detach().matmul(&w.detach().t()?)?;
+    finish_linear(&x.contiguous()?, &w.contiguous()?, bias, *dims, Output::Device(y))
+}
+
+/// Backward of a linear layer whose second input is the weight, unless that is frozen.
+struct Linear {
+    frozen: Option<Tensor>,
+    dims: Dims,
+}
+
+impl Backward for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let Dims { rows, inner, out } = self.dims;
+        let grad = &*args.grad;
+        let dx = |w: &[f32], sink: &mut Sink| {
+            sink.write(rows * inner, |dx, accumulate| {
+                let w = Mat::new(w, out, inner);
+                dx.par_chunks_mut(ROWS * inner).zip(grad.par_chunks(ROWS * out)).for_each(|(dx, dy)| {
+                    multiply(dx, accumulate, 1.0, Mat::new(dy, dy.len() / out, out), w);
+                });
+            });
+        };
+        match &self.frozen {
+            Some(w) => with_values(w, |w| dx(w, &mut sinks[0])).expect("the forward read the same weight"),
+            None => dx(args.inputs[1], &mut sinks[0]),
+        }
+        let Some(sink) = sinks.get_mut(1) else { return };
+        sink.write(out * inner, |dw, accumulate| {
+            let x = args.inputs[0];
+            let partial: Vec<Vec<f32>> = grad
+                .par_chunks(ROWS * out)
+                .zip(x.par_chunks(ROWS * inner))
+                .map(|(dy, x)| {
+                    let rows = dy.len() / out;
+                    let mut dw = vec![0.0; out * inner];
+                    multiply(&mut dw, false, 1.0, Mat::new(dy, rows, out).t(), Mat::new(x, rows, inner));
+                    dw
+                })
+                .collect();
+            sum_in_order(dw, accumulate, partial.iter().map(Vec::as_slice));
+        });
+    }
+
+    fn device(&self, inputs: &[Tensor], grad: &Tensor, wanted: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let w = self.frozen.as_ref().unwrap_or_else(|| &inputs[1]);
+        let dx = if wanted[0] { Some(grad.matmul(w)?) } else { None };
+        let dw = match wanted.get(1) {
+            Some(true) => Some(grad.t()?.matmul(&inputs[0])?),
+            _ => None,
+        };
+        Ok(vec![dx, dw])
+    }
+}
+
+/// Backward of a low-rank layer; inputs are `x`, `lora_a` and `lora_b`.
+struct LoraLinear {
+    w0: Tensor,
+    mask: Option<Tensor>,
+    /// `(x * mask) lora_a^T`, [rows, rank].
+    z: Tensor,
+    scaling: f32,
+    dims: Dims,
+    rank: usize,
+}
+
+impl Backward for LoraLinear {
+    fn name(&self) -> &'static str {
+        "lora_linear"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let mask = self.mask.as_ref();
+        with_values(&self.w0, |w0| {
+            with_values(&self.z, |z| match mask {
+                Some(mask) => with_values(mask, |mask| self.backward_host(&args, sinks, w0, z, Some(mask))),
+                None => {
+                    self.backward_host(&args, sinks, w0, z, None);
+                    Ok(())
+                }
+            })
+        })
+        .and_then(|inner| inner)
+        .and_then(|inner| inner)
+        .expect("the forward read the same tensors");
+    }
+
+    fn device(&self, inputs: &[Tensor], grad: &Tensor, wanted: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let [x, a, b] = inputs else { unreachable!("lora_linear has three inputs") };
+        let dz = (grad.matmul(b)? * f64::from(self.scaling))?;
+        let masked = |x: &Tensor| match &self.mask {
+            Some(mask) => x.mul(mask),
+            None => Ok(x.clone()),
+        };
+        let dx = if wanted[0] { Some((grad.matmul(&self.w0)? + masked(&dz.matmul(a)?)?)?) } else { None };
+        let da = if wanted[1] { Some(dz.t()?.matmul(&masked(x)?)?) } else { None };
+        let db = if wanted[2] { Some((grad.t()?.matmul(&self.z)? * f64::from(self.scaling))?) } else { None };
+        Ok(vec![dx, da, db])
+    }
+}
+
+impl LoraLinear {
+    fn backward_host(&self, args: &HostArgs<'_>, sinks: &mut [Sink], w0: &[f32], z: &[f32], mask: Option<&[f32]>) {
+        let Dims { rows, inner, out } = self.dims;
+        let (rank, scaling) = (self.rank, self.scaling);
+        let &[x, a, b] = args.inputs else { unreachable!("lora_linear has three inputs") };
+        let grad = &*args.grad;
+        let [dx_sink, da_sink, db_sink] = sinks else { unreachable!("lora_linear has three inputs") };
+        let (want_dx, want_da, want_db) = (dx_sink.wanted(), da_sink.wanted(), db_sink.wanted());
+        let w0 = Mat::new(w0, out, inner);
+        let a_mat = Mat::new(a, rank, inner);
+        let b_mat = Mat::new(b, out, rank);
+
+        // One pass over the rows for all gradients; without dx the pieces of it are empty.
+        let piece = |index: usize, dx: &mut [f32], accumulate: bool| -> (Vec<f32>, Vec<f32>) {
+            let start = index * ROWS;
+            let count = ROWS.min(rows - start);
+            let range = |width: usize| start * width..(start + count) * width;
+            let dy = Mat::new(&grad[range(out)], count, out);
+            let mut dz = vec![0.0; count * rank];
+            if want_dx || want_da {
+                multiply(&mut dz, false, scaling, dy, b_mat);
+            }
+            let dz = Mat::new(&dz, count, rank);
+            if want_dx {
+                multiply(dx, accumulate, 1.0, dy, w0);
+                match mask {
+                    None => multiply(dx, true, 1.0, dz, a_mat),
+                    Some(mask) => {
+                        let mut low = vec![0.0; count * inner];
+                        multiply(&mut low, false, 1.0, dz, a_mat);
+                        for ((dx, low), mask) in dx.iter_mut().zip(&low).zip(&mask[range(inner)]) {
+                            *dx += low * mask;
+                        }
+                    }
+                }
+            }
+            let mut da = vec![0.0; if want_da { rank * inner } else { 0 }];
+            if want_da {
+                match mask {
+                    None => multiply(&mut da, false, 1.0, dz.t(), Mat::new(&x[range(inner)], count, inner)),
+                    Some(mask) => {
+                        let x: Vec<f32> =
+                            x[range(inner)].iter().zip(&mask[range(inner)]).map(|(x, mask)| x * mask).collect();
+                        multiply(&mut da, false, 1.0, dz.t(), Mat::new(&x, count, inner));
+                    }
+                }
+            }
+            let mut db = vec![0.0; if want_db { out * rank } else { 0 }];
+            if want_db {
+                multiply(&mut db, false, scaling, dy.t(), Mat::new(&z[range(rank)], count, rank));
+            }
+            (da, db)
+        };
+
+        let mut partial: Vec<(Vec<f32>, Vec<f32>)> = Vec::new();
+        if want_dx {
+            dx_sink.write(rows * inner, |dx, accumulate| {
+                dx.par_chunks_mut(ROWS * inner)
+                    .enumerate()
+                    .map(|(index, dx)| piece(index, dx, accumulate))
+                    .collect_into_vec(&mut partial);
+            });
+        } else {
+            (0..rows.div_ceil(ROWS))
+                .into_par_iter()
+                .map(|index| piece(index, &mut [], false))
+                .collect_into_vec(&mut partial);
+        }
+        da_sink.write(rank * inner, |da, accumulate| {
+            sum_in_order(da, accumulate, partial.iter().map(|(da, _)| da.as_slice()));
+        });
+        db_sink.write(out * rank, |db, accumulate| {
+            sum_in_order(db, accumulate, partial.iter().map(|(_, db)| db.as_slice()));
+        });
+    }
+}
+
+fn sum_in_order<'a>(sum: &mut [f32], accumulate: bool, terms: impl Iterator<Item = &'a [f32]>) {
+    if !accumulate {
+        sum.fill(0.0);
+    }
+    for term in terms {
+        for (sum, term) in sum.iter_mut().zip(term) {
+            *sum += term;
+        }
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
+fn forward_host(
+    x: &Tensor,
+    w0: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    mask: Option<&Tensor>,
+    scaling: f32,
+    dims: Dims,
+    rank: usize,
+) -> Result<(Output, Tensor)> {
+    let Dims { rows, inner, out } = dims;
+    let mut y = vec![0.0; rows * out];
+    let mut z = vec![0.0; rows * rank];
+    let masked = match mask {
+        Some(mask) => x.detach().mul(mask)?,
+        None => x.detach(),
+    };
+    let inputs = [x.detach(), w0.clone(), a.detach(), b.detach()];
+    super::graph::with_host(&inputs, &masked, |inputs, masked| {
+        let &[x, w0, a, b] = inputs else { unreachable!("four tensors were lent") };
+        let w0 = Mat::new(w0, out, inner);
+        let a = Mat::new(a, rank, inner);
+        let b = Mat::new(b, out, rank);
+        y.par_chunks_mut(ROWS * out)
+            .zip(z.par_chunks_mut((ROWS * rank).max(1)))
+            .zip(x.par_chunks(ROWS * inner).zip(masked.par_chunks(ROWS * inner)))
+            .for_each(|((y, z), (x, masked))| {
+                let count = x.len() / inner;
+                multiply(y, false, 1.0, Mat::new(x, count, inner), w0.t());
+                multiply(z, false, 1.0, Mat::new(masked, count, inner), a.t());
+                multiply(y, true, scaling, Mat::new(z, count, rank), b.t());
+            });
+    })?;
+    Ok((Output::Host(y), Tensor::from_vec(z, (rows, rank), &candle_core::Device::Cpu)?))
+}
+
+fn forward_device(
+    x: &Tensor,
+    w0: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    mask: Option<&Tensor>,
+    scaling: f32,
+) -> Result<(Output, Tensor)> {
+    let masked = match mask {
+        Some(mask) => x.mul(mask)?,
+        None => x.clone(),
+    };
+    let z = masked.matmul(&a.t()?)?;
+    let y = (x.matmul(&w0.t()?)? + ((&z * f64::from(scaling))?.matmul(&b.t()?)?))?;
+    Ok((Output::Device(y), z))
+}

@@ -1,0 +1,134 @@
+//! Cross-entropy over rows of logits.
+
+use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
+
+use super::graph::{Backward, HostArgs, Output, Sink, node, with_host};
+use super::{Result, check, math, parallel};
+
+/// `loss = sum over r of weights[r] * (log(sum over c of exp(logits[r, c])) - logits[r, targets[r]]) / sum of weights`.
+///
+/// `logits` [rows, classes], `targets` u32 [rows], `weights` f32 [rows] (0 leaves a row out); gives a scalar, in nats.
+/// Gradient to the logits only: `weights[r] / sum * (softmax - one_hot)`.
+///
+/// # Errors
+/// If a shape or type does not fit, a target of a row with a weight is not below `classes`, a weight is negative or not
+/// finite, or the weights sum to 0.
+pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let (rows, classes) = check::matrix("cross_entropy", "the logits", logits)?;
+    let (targets_host, weights_host, total) = check_rows(rows, classes, targets, weights)?;
+    if !logits.device().is_cpu() {
+        return cross_entropy_composed(logits, targets, weights);
+    }
+    let logits = logits.contiguous()?;
+    let mut log_sums = vec![0.0f32; rows];
+    let loss = with_host(&[], &logits.detach(), |_, logits| {
+        let piece = parallel::rows_per_piece(classes);
+        let rows = logits.par_chunks(piece * classes).zip(log_sums.par_chunks_mut(piece));
+        let picks = targets_host.par_chunks(piece).zip(weights_host.par_chunks(piece));
+        let partial: Vec<f64> = rows
+            .zip(picks)
+            .map(|((logits, log_sums), (targets, weights))| {
+                let mut sum = 0.0f64;
+                let rows = logits.chunks_exact(classes).zip(log_sums);
+                for ((logits, log_sum), (&target, &weight)) in rows.zip(targets.iter().zip(weights)) {
+                    if weight == 0.0 {
+                        continue;
+                    }
+                    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+                    let exps = logits.iter().fold(0.0f32, |sum, &x| sum + math::exp(x - largest));
+                    *log_sum = largest + exps.ln();
+                    sum += f64::from(weight) * f64::from(*log_sum - logits[target as usize]);
+                }
+                sum
+            })
+            .collect();
+        partial.iter().sum::<f64>() / total
+    })?;
+    Ok(node(&[&logits], Output::Host(vec![loss as f32]), (), || CrossEntropy {
+        targets: targets_host,
+        weights: weights_host.iter().map(|&weight| (f64::from(weight) / total) as f32).collect(),
+        log_sums,
+        classes,
+    })?)
+}
+
+/// [`cross_entropy`] in plain candle operators.
+///
+/// # Errors
+/// Those of [`cross_entropy`].
+pub fn cross_entropy_composed(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let (rows, classes) = check::matrix("cross_entropy", "the logits", logits)?;
+    let (targets_host, _, total) = check_rows(rows, classes, targets, weights)?;
+    // A row without a weight may have any target; candle's gather wants a valid one.
+    let valid: Vec<u32> = targets_host.iter().map(|&target| target.min(classes as u32 - 1)).collect();
+    let targets = Tensor::from_vec(valid, (rows, 1), logits.device())?;
+    let largest = logits.max_keepdim(D::Minus1)?.detach();
+    let shifted = logits.broadcast_sub(&largest)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    let losses = (log_sum - shifted.gather(&targets, 1)?)?.squeeze(1)?;
+    Ok(((losses * weights)?.sum_all()? / total)?)
+}
+
+fn check_rows(rows: usize, classes: usize, targets: &Tensor, weights: &Tensor) -> Result<(Vec<u32>, Vec<f32>, f64)> {
+    let op = "cross_entropy";
+    check::value(op, "the number of classes", classes > 0, || "at least 1".into(), classes)?;
+    check::dtype(op, "the targets", targets, DType::U32)?;
+    let targets: Vec<u32> = targets.flatten_all()?.to_vec1()?;
+    check::value(op, "the number of targets", targets.len() == rows, || rows.to_string(), targets.len())?;
+    check::shape(op, "the weights", weights, &[rows])?;
+    let weights: Vec<f32> = weights.to_vec1()?;
+    let mut total = 0.0f64;
+    for (&target, &weight) in targets.iter().zip(&weights) {
+        let fits = weight.is_finite() && weight >= 0.0;
+        check::value(op, "a weight", fits, || "finite and not negative".into(), weight)?;
+        let fits = weight == 0.0 || (target as usize) < classes;
+        check::value(op, "a target", fits, || format!("below {classes}"), target)?;
+        total += f64::from(weight);
+    }
+    check::value(op, "the sum of the weights", total > 0.0, || "above 0".into(), total)?;
+    Ok((targets, weights, total))
+}
+
+struct CrossEntropy {
+    targets: Vec<u32>,
+    /// Divided by their sum.
+    weights: Vec<f32>,
+    log_sums: Vec<f32>,
+    classes: usize,
+}
+
+impl Backward for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross_entropy"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let classes = self.classes;
+        let logits = args.inputs[0];
+        let grad = args.grad[0];
+        sinks[0].write(logits.len(), |dx, accumulate| {
+            let piece = parallel::rows_per_piece(classes);
+            let rows = dx.par_chunks_mut(piece * classes).zip(logits.par_chunks(piece * classes));
+            let picks = self.targets.par_chunks(piece).zip(self.weights.par_chunks(piece));
+            rows.zip(picks.zip(self.log_sums.par_chunks(piece))).for_each(|((dx, x), ((targets, weights), sums))| {
+                let rows = dx.chunks_exact_mut(classes).zip(x.chunks_exact(classes));
+                let picks = targets.iter().zip(weights).zip(sums);
+                for ((dx, x), ((&target, &weight), &log_sum)) in rows.zip(picks) {
+                    let weight = weight * grad;
+                    if weight == 0.0 {
+                        if !accumulate {
+                            dx.fill(0.0);
+                        }
+                        continue;
+                    }
+                    for (dx, &x) in dx.iter_mut().zip(x) {
+                        let d = weight * math::exp(x - log_sum);
+                        *dx = if accumulate { *dx + d } else { d };
+                    }
+                    dx[target as usize] -= weight;
+                }
+            });
+        });
+    }
+}

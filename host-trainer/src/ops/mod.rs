@@ -1,0 +1,61 @@
+//! Training operators on candle tensors, each with a hand-written backward.
+//!
+//! Conventions: activations are f32 `[rows, width]`, row-major, with `rows = batch * sequence length`; weights are
+//! `[out, in]` as in PEFT and PyTorch. An operator gives a gradient to an input exactly if that input is, or depends on, a
+//! [`candle_core::Var`]; frozen weights cost nothing in the backward.
+//!
+//! | operator | signature | gradients to |
+//! | --- | --- | --- |
+//! | [`lora_linear`] | `(x, w0, bias: Option, &LoraFactors { a, b, scaling, dropout_mask })` | x, bias, a, b; never w0 |
+//! | [`linear`] | `(x, w, bias: Option)` | x, w, bias |
+//! | [`frozen_linear`] | `(x, w0, bias: Option)` | x |
+//! | [`embedding`] | `(table, ids: u32 tensor)` | - |
+//! | [`rms_norm`], [`layer_norm`] | `(x, weight, [bias,] eps)` | x |
+//! | [`rope`] | `(x, &RopeTable::new(positions, inv_freq, device))` | x |
+//! | [`attention`] | `(q, k, v, &AttentionShape)` | q, k, v |
+//! | [`silu`], [`gelu`] | `(x)` | x |
+//! | [`silu_mul`] | `(gate, up)`, `silu(gate) * up` in one pass | gate, up |
+//! | [`add`], [`mul`] | `(a, b)` | a, b |
+//! | [`add_bias`] | `(x, bias)` | x, bias |
+//! | [`add_positions`] | `(x, table, seq)` | x |
+//! | [`prepend_token`] | `(x, token, seq)` | x, token |
+//! | [`select_rows`] | `(x, rows: &[u32])` | x |
+//! | [`mean_pool`] | `(x, seq, lengths: &[usize])` | x |
+//! | [`cross_entropy`] | `(logits, targets: u32 tensor, weights: f32 tensor)`, a scalar | logits |
+//! | [`fake_quant_lora`] | `(a, b, row_scale: &[f32], scaling)`, gives `(a', b')` | a, b, straight through |
+//!
+//! Train with [`value_and_grad`]: `let (loss, grads) = value_and_grad(|| forward(...))?`. It is faster and smaller than
+//! `loss.backward()`, which works too. Do not put other candle operators (not even `reshape`) between these on the
+//! path from a `Var` to the loss: gradients stay right, but the fast walk is given up for candle's.
+//!
+//! On the CPU every operator is one fused pass, cut into pieces that depend on shapes alone: the bits do not depend on
+//! the number of threads. On any other device the operators are composed from candle's (`*_composed`, which also are the
+//! oracles of the tests), except the linear layers, which have their own backward everywhere.
+
+mod attention;
+mod check;
+mod elementwise;
+mod error;
+mod fake_quant;
+mod gemm;
+mod graph;
+mod linear;
+mod loss;
+mod math;
+mod norm;
+mod parallel;
+mod rope;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub use attention::{AttentionShape, attention, attention_composed};
+pub use elementwise::{add, add_bias, gelu, gelu_composed, mul, silu, silu_composed, silu_mul};
+pub use error::{OpError, Result};
+pub use fake_quant::fake_quant_lora;
+pub use graph::value_and_grad;
+pub use linear::{LoraFactors, frozen_linear, linear, linear_composed, lora_linear, lora_linear_composed};
+pub use loss::{cross_entropy, cross_entropy_composed};
+pub use norm::{layer_norm, layer_norm_composed, rms_norm, rms_norm_composed};
+pub use rope::{RopeTable, rope, rope_composed};
+pub use rows::{add_positions, embedding, mean_pool, mean_pool_composed, prepend_token, select_rows};

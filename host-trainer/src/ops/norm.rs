@@ -1,0 +1,132 @@
+//! RMSNorm and LayerNorm over rows, with frozen weights: gradients go to the input only.
+
+use candle_core::{D, Tensor};
+use rayon::prelude::*;
+
+use super::graph::{Backward, HostArgs, Output, Sink, node, with_values};
+use super::{Result, check, parallel};
+
+/// `y[r, c] = x[r, c] / sqrt(mean over c of x[r, c]^2 + eps) * weight[c]`.
+///
+/// `x` [rows, width], `weight` [width], frozen.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    norm("rms_norm", x, weight, None, eps)
+}
+
+/// `y[r, c] = (x[r, c] - mean) / sqrt(variance + eps) * weight[c] + bias[c]` with the row's (biased) mean and variance.
+///
+/// `x` [rows, width], `weight` and `bias` [width], frozen.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    norm("layer_norm", x, weight, Some(bias), eps)
+}
+
+/// [`rms_norm`] in plain candle operators.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn rms_norm_composed(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
+    let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+    Ok(x.broadcast_div(&scale)?.broadcast_mul(&weight.detach())?)
+}
+
+/// [`layer_norm`] in plain candle operators.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn layer_norm_composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
+    let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let scale = (centered.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
+    Ok(centered.broadcast_div(&scale)?.broadcast_mul(&weight.detach())?.broadcast_add(&bias.detach())?)
+}
+
+fn norm(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
+    let (rows, width) = check::matrix(op, "x", x)?;
+    check::shape(op, "the weight", weight, &[width])?;
+    if let Some(bias) = bias {
+        check::shape(op, "the bias", bias, &[width])?;
+    }
+    check::value(op, "the width", width > 0, || "at least 1".into(), width)?;
+    if !x.device().is_cpu() {
+        return match bias {
+            Some(bias) => layer_norm_composed(x, weight, bias, eps),
+            None => rms_norm_composed(x, weight, eps),
+        };
+    }
+    let x = x.contiguous()?;
+    let weight: Vec<f32> = weight.to_vec1()?;
+    let bias: Option<Vec<f32>> = bias.map(|bias| bias.to_vec1()).transpose()?;
+    let mut y = vec![0.0; rows * width];
+    with_values(&x, |x| {
+        let piece = parallel::rows_per_piece(width) * width;
+        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let (mean, scale) = statistics(x, bias.is_some(), eps);
+                for ((y, x), weight) in y.iter_mut().zip(x).zip(&weight) {
+                    *y = (x - mean) * scale * weight;
+                }
+                if let Some(bias) = &bias {
+                    for (y, bias) in y.iter_mut().zip(bias) {
+                        *y += bias;
+                    }
+                }
+            }
+        });
+    })?;
+    Ok(node(&[&x], Output::Host(y), (rows, width), || Norm { op, centered: bias.is_some(), weight, eps })?)
+}
+
+/// Mean (0 unless centered) and 1 / standard deviation of a row.
+fn statistics(x: &[f32], centered: bool, eps: f32) -> (f32, f32) {
+    let width = x.len() as f32;
+    let mean = if centered { sum(x.iter().copied()) / width } else { 0.0 };
+    let square = sum(x.iter().map(|x| (x - mean) * (x - mean))) / width;
+    (mean, 1.0 / (square + eps).sqrt())
+}
+
+fn sum(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(0.0, |sum, value| sum + value)
+}
+
+struct Norm {
+    op: &'static str,
+    centered: bool,
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl Backward for Norm {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    /// With `g = dy * weight` and `n = (x - mean) * scale`:
+    /// `dx = scale (g - [mean of g, if centered] - n * mean of g n)`.
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let x = args.inputs[0];
+        let weight = &self.weight;
+        let width = weight.len();
+        let piece = parallel::rows_per_piece(width) * width;
+        sinks[0].write(x.len(), |dx, accumulate| {
+            let inputs = x.par_chunks(piece).zip(args.grad.par_chunks(piece));
+            dx.par_chunks_mut(piece).zip(inputs).for_each(|(dx, (x, dy))| {
+                let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+                for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
+                    let (mean, scale) = statistics(x, self.centered, self.eps);
+                    let g = || dy.iter().zip(weight).map(|(dy, weight)| dy * weight);
+                    let mean_g = if self.centered { sum(g()) / width as f32 } else { 0.0 };
+                    let mean_gn = sum(g().zip(x).map(|(g, x)| g * (x - mean) * scale)) / width as f32;
+                    for ((dx, x), g) in dx.iter_mut().zip(x).zip(g()) {
+                        let d = scale * (g - mean_g - (x - mean) * scale * mean_gn);
+                        *dx = if accumulate { *dx + d } else { d };
+                    }
+                }
+            });
+        });
+    }
+}

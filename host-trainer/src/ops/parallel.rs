@@ -1,0 +1,84 @@
+//! Fixed pieces of work over rayon's threads. The pieces depend on the shapes alone, so results do not depend on the
+//! number of threads.
+
+use rayon::prelude::*;
+
+/// Values an elementwise piece has at least; below it a thread costs more than it brings.
+const PIECE: usize = 16 * 1024;
+
+/// `sum += term`.
+pub(super) fn add_assign(sum: &mut [f32], term: &[f32]) {
+    sum.par_chunks_mut(PIECE).zip(term.par_chunks(PIECE)).for_each(|(sum, term)| {
+        for (sum, term) in sum.iter_mut().zip(term) {
+            *sum += term;
+        }
+    });
+}
+
+/// `out = f(a)`, or `out += f(a)`.
+pub(super) fn map1(out: &mut [f32], accumulate: bool, a: &[f32], f: impl Fn(f32) -> f32 + Sync) {
+    out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).for_each(|(out, a)| {
+        for (out, &a) in out.iter_mut().zip(a) {
+            *out = if accumulate { *out + f(a) } else { f(a) };
+        }
+    });
+}
+
+/// `out = f(a, b)`, or `out += f(a, b)`.
+pub(super) fn map2(out: &mut [f32], accumulate: bool, a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE).zip(b.par_chunks(PIECE))).for_each(|(out, (a, b))| {
+        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+            *out = if accumulate { *out + f(a, b) } else { f(a, b) };
+        }
+    });
+}
+
+/// Rows of `width` values that make one piece.
+pub(super) fn rows_per_piece(width: usize) -> usize {
+    (PIECE / width.max(1)).max(1)
+}
+
+/// `out = f(a, b, c)`, or `out += f(a, b, c)`.
+pub(super) fn map3(
+    out: &mut [f32],
+    accumulate: bool,
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+    f: impl Fn(f32, f32, f32) -> f32 + Sync,
+) {
+    let inputs = a.par_chunks(PIECE).zip(b.par_chunks(PIECE).zip(c.par_chunks(PIECE)));
+    out.par_chunks_mut(PIECE).zip(inputs).for_each(|(out, (a, (b, c)))| {
+        for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+            *out = if accumulate { *out + f(a, b, c) } else { f(a, b, c) };
+        }
+    });
+}
+
+/// `sum[c] = sum over r of x[r, c]` (or `+=`), in an order that the shapes alone fix.
+pub(super) fn sum_rows(sum: &mut [f32], accumulate: bool, x: &[f32]) {
+    let width = sum.len();
+    if width == 0 {
+        return;
+    }
+    let partial: Vec<Vec<f32>> = x
+        .par_chunks(rows_per_piece(width) * width)
+        .map(|x| {
+            let mut sum = vec![0.0f32; width];
+            for row in x.chunks_exact(width) {
+                for (sum, x) in sum.iter_mut().zip(row) {
+                    *sum += x;
+                }
+            }
+            sum
+        })
+        .collect();
+    if !accumulate {
+        sum.fill(0.0);
+    }
+    for partial in partial {
+        for (sum, term) in sum.iter_mut().zip(partial) {
+            *sum += term;
+        }
+    }
+}

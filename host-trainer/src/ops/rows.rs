@@ -1,0 +1,256 @@
+//! Operators that move rows: embedding, position table, prepended token, selection, mean over a sequence.
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::graph::{Backward, HostArgs, Output, Sink, node, with_host, with_values};
+use super::{Result, check, parallel};
+
+/// `y[r] = table[ids[r]]`; no gradient.
+///
+/// `table` [vocab, width], `ids` u32 [rows]; gives [rows, width].
+///
+/// # Errors
+/// If a shape or type does not fit, or an id is not below `vocab`.
+pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let (vocab, _) = check::matrix("embedding", "the table", table)?;
+    check::dtype("embedding", "the ids", ids, DType::U32)?;
+    let largest = ids.flatten_all()?.to_vec1::<u32>()?.into_iter().max().unwrap_or(0);
+    check::value("embedding", "an id", (largest as usize) < vocab, || format!("below {vocab}"), largest)?;
+    Ok(table.detach().index_select(ids, 0)?)
+}
+
+/// `y[b * seq + t] = x[b * seq + t] + table[t]`: learned positions, frozen.
+///
+/// `x` [batch * seq, width], `table` [at least seq, width].
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn add_positions(x: &Tensor, table: &Tensor, seq: usize) -> Result<Tensor> {
+    let op = "add_positions";
+    let (rows, width) = check::matrix(op, "x", x)?;
+    let (positions, _) = check::matrix(op, "the table", table)?;
+    check::shape(op, "the table", table, &[positions, width])?;
+    check_sequences(op, rows, seq)?;
+    check::value(op, "the sequence length", seq <= positions, || format!("at most {positions}"), seq)?;
+    let table = table.detach().narrow(0, 0, seq)?;
+    if !x.device().is_cpu() {
+        return Ok(x.reshape((rows / seq, seq, width))?.broadcast_add(&table)?.reshape((rows, width))?);
+    }
+    let x = x.contiguous()?;
+    let mut y = vec![0.0; rows * width];
+    with_host(&[table.contiguous()?], &x.detach(), |table, x| {
+        let piece = (seq * width).max(1);
+        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
+            for ((y, x), position) in y.iter_mut().zip(x).zip(table[0]) {
+                *y = x + position;
+            }
+        });
+    })?;
+    Ok(node(&[&x], Output::Host(y), (rows, width), || AddPositions)?)
+}
+
+/// Puts one row before each sequence: [batch * seq, width] and `token` [width] give [batch * (seq + 1), width].
+///
+/// Both may have gradients; the token's is the sum over the batch.
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn prepend_token(x: &Tensor, token: &Tensor, seq: usize) -> Result<Tensor> {
+    let op = "prepend_token";
+    let (rows, width) = check::matrix(op, "x", x)?;
+    check::shape(op, "the token", token, &[width])?;
+    check_sequences(op, rows, seq)?;
+    let batch = rows / seq;
+    let shape = (batch * (seq + 1), width);
+    if !x.device().is_cpu() {
+        let token = token.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
+        return Ok(Tensor::cat(&[token, x.reshape((batch, seq, width))?], 1)?.reshape(shape)?);
+    }
+    let (x, token) = (x.contiguous()?, token.contiguous()?);
+    let mut y = Vec::with_capacity(shape.0 * width);
+    with_host(&[token.detach()], &x.detach(), |token, x| {
+        for sequence in 0..batch {
+            y.extend_from_slice(token[0]);
+            y.extend_from_slice(&x[sequence * seq * width..][..seq * width]);
+        }
+    })?;
+    Ok(node(&[&x, &token], Output::Host(y), shape, || PrependToken { seq, width })?)
+}
+
+/// `y[i] = x[rows[i]]`; a row may be picked more than once.
+///
+/// `x` [n, width]; gives [rows.len(), width].
+///
+/// # Errors
+/// If the type does not fit or a row does not exist.
+pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let op = "select_rows";
+    let (count, width) = check::matrix(op, "x", x)?;
+    let largest = rows.iter().max().copied().unwrap_or(0);
+    check::value(op, "a row", (largest as usize) < count, || format!("below {count}"), largest)?;
+    if !x.device().is_cpu() {
+        let rows = Tensor::new(rows, x.device())?;
+        return Ok(x.index_select(&rows, 0)?);
+    }
+    let x = x.contiguous()?;
+    let mut y = Vec::with_capacity(rows.len() * width);
+    with_values(&x, |x| {
+        for &row in rows {
+            y.extend_from_slice(&x[row as usize * width..][..width]);
+        }
+    })?;
+    let shape = (rows.len(), width);
+    Ok(node(&[&x], Output::Host(y), shape, || SelectRows { rows: rows.to_vec(), width })?)
+}
+
+/// `y[b] = mean over t < lengths[b] of x[b * seq + t]`.
+///
+/// `x` [lengths.len() * seq, width]; gives [lengths.len(), width].
+///
+/// # Errors
+/// If a shape or type does not fit or a length is not in 1..=seq.
+pub fn mean_pool(x: &Tensor, seq: usize, lengths: &[usize]) -> Result<Tensor> {
+    let op = "mean_pool";
+    let (rows, width) = check::matrix(op, "x", x)?;
+    check::shape(op, "x", x, &[lengths.len() * seq, width])?;
+    check_sequences(op, rows, seq)?;
+    for &length in lengths {
+        check::value(op, "a length", (1..=seq).contains(&length), || format!("1 to {seq}"), length)?;
+    }
+    let batch = lengths.len();
+    if !x.device().is_cpu() {
+        return mean_pool_composed(x, seq, lengths);
+    }
+    let x = x.contiguous()?;
+    let mut y = vec![0.0f32; batch * width];
+    with_values(&x, |x| {
+        let sequences = y.par_chunks_mut(width).zip(x.par_chunks(seq * width)).zip(lengths);
+        sequences.for_each(|((y, x), &length)| {
+            for row in x.chunks_exact(width).take(length) {
+                for (y, x) in y.iter_mut().zip(row) {
+                    *y += x;
+                }
+            }
+            for y in y {
+                *y /= length as f32;
+            }
+        });
+    })?;
+    Ok(node(&[&x], Output::Host(y), (batch, width), || MeanPool { seq, width, lengths: lengths.to_vec() })?)
+}
+
+/// [`mean_pool`] in plain candle operators.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn mean_pool_composed(x: &Tensor, seq: usize, lengths: &[usize]) -> Result<Tensor> {
+    let width = x.dim(1)?;
+    let batch = lengths.len();
+    let weights: Vec<f32> = lengths
+        .iter()
+        .flat_map(|&length| (0..seq).map(move |t| if t < length { 1.0 / length as f32 } else { 0.0 }))
+        .collect();
+    let weights = Tensor::from_vec(weights, (batch, 1, seq), x.device())?;
+    Ok(weights.matmul(&x.reshape((batch, seq, width))?)?.reshape((batch, width))?)
+}
+
+fn check_sequences(op: &'static str, rows: usize, seq: usize) -> Result<()> {
+    let fits = seq > 0 && rows % seq == 0;
+    check::value(op, "the sequence length", fits, || format!("a divisor of the {rows} rows"), seq)
+}
+
+struct AddPositions;
+
+impl Backward for AddPositions {
+    fn name(&self) -> &'static str {
+        "add_positions"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        sinks[0].pass(args.grad);
+    }
+}
+
+struct PrependToken {
+    seq: usize,
+    width: usize,
+}
+
+impl Backward for PrependToken {
+    fn name(&self) -> &'static str {
+        "prepend_token"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let &Self { seq, width } = self;
+        let sequences = || args.grad.chunks_exact((seq + 1) * width);
+        sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
+            for (dx, dy) in dx.chunks_exact_mut(seq * width).zip(sequences()) {
+                for (dx, dy) in dx.iter_mut().zip(&dy[width..]) {
+                    *dx = if accumulate { *dx + dy } else { *dy };
+                }
+            }
+        });
+        sinks[1].write(width, |dt, accumulate| {
+            if !accumulate {
+                dt.fill(0.0);
+            }
+            for dy in sequences() {
+                for (dt, dy) in dt.iter_mut().zip(dy) {
+                    *dt += dy;
+                }
+            }
+        });
+    }
+}
+
+struct SelectRows {
+    rows: Vec<u32>,
+    width: usize,
+}
+
+impl Backward for SelectRows {
+    fn name(&self) -> &'static str {
+        "select_rows"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let width = self.width;
+        sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
+            if !accumulate {
+                dx.fill(0.0);
+            }
+            for (&row, dy) in self.rows.iter().zip(args.grad.chunks_exact(width)) {
+                parallel::add_assign(&mut dx[row as usize * width..][..width], dy);
+            }
+        });
+    }
+}
+
+struct MeanPool {
+    seq: usize,
+    width: usize,
+    lengths: Vec<usize>,
+}
+
+impl Backward for MeanPool {
+    fn name(&self) -> &'static str {
+        "mean_pool"
+    }
+
+    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+        let &Self { seq, width, ref lengths } = self;
+        sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
+            let sequences = dx.par_chunks_mut(seq * width).zip(args.grad.par_chunks(width)).zip(lengths);
+            sequences.for_each(|((dx, dy), &length)| {
+                for (t, dx) in dx.chunks_exact_mut(width).enumerate() {
+                    for (dx, dy) in dx.iter_mut().zip(dy) {
+                        let d = if t < length { dy / length as f32 } else { 0.0 };
+                        *dx = if accumulate { *dx + d } else { d };
+                    }
+                }
+            });
+        });
+    }
+}

@@ -1,0 +1,110 @@
+//! Measures a task with the float executor.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+
+use super::batches::{Example, Target, Targets};
+use super::metric::{Metric, MetricName, Tally, negative_log_likelihood};
+use crate::Result;
+use crate::executor::{Factors, Model, TaskHead};
+use crate::lora::FloatAdapter;
+
+/// Input rows of one batch; more would only need more memory.
+const BATCH_ROWS: usize = 4096;
+
+/// Measures `examples` on the float executor, with an adapter or on the base alone.
+///
+/// Texts are measured in bits per character, classes in accuracy (of the base alone: of its own outputs).
+///
+/// # Errors
+/// If an example or the adapter does not fit the network.
+pub fn evaluate_float(model: &Model, adapter: Option<&FloatAdapter>, examples: &[Example]) -> Result<Metric> {
+    let (factors, head) = match adapter {
+        Some(adapter) => (factors(adapter, model.device())?, task_head(adapter, model.device())?),
+        None => (BTreeMap::new(), None),
+    };
+    let width = model.input_width();
+    let mut order: Vec<&Example> = examples.iter().collect();
+    order.sort_by_key(|example| example.rows(width));
+    let mut tally = Tally::new(metric_of(examples));
+    let mut rest = order.as_slice();
+    while let Some(first) = rest.first() {
+        // In ascending order the first is the shortest, so this is never more than the rows allow by much.
+        let count = (BATCH_ROWS / first.rows(width).max(1)).clamp(1, rest.len());
+        let (batch, after) = rest.split_at(count);
+        rest = after;
+        measure(model, &factors, head.as_ref(), batch, width, &mut tally)?;
+    }
+    Ok(tally.metric())
+}
+
+/// What examples of this kind are measured by.
+pub(crate) fn metric_of(examples: &[Example]) -> MetricName {
+    match examples.first().map(|example| example.target) {
+        Some(Target::Next { .. }) => MetricName::BitsPerCharacter,
+        _ => MetricName::Accuracy,
+    }
+}
+
+fn measure(
+    model: &Model,
+    factors: &BTreeMap<u16, Factors>,
+    head: Option<&TaskHead>,
+    examples: &[&Example],
+    width: usize,
+    tally: &mut Tally,
+) -> Result<()> {
+    let Targets { batch, targets, weights } = Targets::new(examples.iter().copied(), width);
+    let outputs = model.forward(&batch, factors, head)?;
+    let n_out = outputs.dim(1)?;
+    let outputs: Vec<f32> = outputs.flatten_all()?.to_vec1()?;
+    let mut rows = outputs.chunks_exact(n_out).zip(targets.iter().zip(&weights));
+    for example in examples {
+        match example.target {
+            Target::Class(class) => {
+                let outputs = rows.next().map_or(&[][..], |(outputs, _)| outputs);
+                tally.answer(outputs, class);
+            }
+            Target::Next { characters } => {
+                let counted = rows.by_ref().take(batch.rows).filter(|(_, (_, weight))| **weight > 0.0);
+                let nats = counted.map(|(logits, (target, _))| negative_log_likelihood(logits, *target as usize)).sum();
+                tally.text(nats, characters);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An adapter's factors as the executor takes them.
+///
+/// # Errors
+/// If the device refuses a tensor.
+pub fn factors(adapter: &FloatAdapter, device: &Device) -> Result<BTreeMap<u16, Factors>> {
+    let factors = adapter.sites.iter().map(|factors| {
+        let site = &factors.site;
+        Ok((site.index, Factors {
+            lora_a: Tensor::from_slice(&factors.lora_a, (site.rank, site.in_features), device)?,
+            lora_b: Tensor::from_slice(&factors.lora_b, (site.out_features, site.rank), device)?,
+            scaling: site.scaling,
+            dropout_mask: None,
+        }))
+    });
+    factors.collect()
+}
+
+/// An adapter's head as the executor takes it.
+///
+/// # Errors
+/// If the device refuses a tensor.
+pub fn task_head(adapter: &FloatAdapter, device: &Device) -> Result<Option<TaskHead>> {
+    let head = adapter.head.as_ref().map(|head| {
+        let outputs = head.labels.len();
+        Ok(TaskHead {
+            pooling: head.pooling,
+            weight: Tensor::from_slice(&head.weight, (outputs, head.weight.len() / outputs.max(1)), device)?,
+            bias: Tensor::from_slice(&head.bias, outputs, device)?,
+        })
+    });
+    head.transpose()
+}

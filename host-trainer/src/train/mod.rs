@@ -1,0 +1,27 @@
+//! Training of adapters: configuration, data in batches, the loop, evaluation and checkpoints.
+//!
+//! A task is a TOML file ([`TrainConfig`]). [`TaskData`] holds its examples, [`Trainer`] runs it and reports to a
+//! [`Reporter`]; what comes out is a [`crate::lora::FloatAdapter`]. Same seed, same bits, for any number of threads and
+//! across checkpoints. This module does not print, and it does not know how adapters are written.
+
+mod batches;
+mod checkpoint;
+mod config;
+mod data;
+mod error;
+mod evaluate;
+mod metric;
+mod report;
+mod run;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+pub use batches::{Example, Sequence, Target};
+pub use config::{DatasetKind, DeviceKind, Length, TrainConfig};
+pub use data::TaskData;
+pub use error::TrainError;
+pub use evaluate::{evaluate_float, factors, task_head};
+pub use metric::{Metric, MetricName};
+pub use report::{Event, Phase, Reporter};
+pub use run::{StepOutcome, Trainer, open_device};

@@ -1,0 +1,182 @@
+//! Board descriptions: the `[package.metadata.board]` tables of the packages under `boards/`.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// A range of device addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First address.
+    pub origin: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl Region {
+    /// Whether `address` lies inside.
+    pub fn contains(&self, address: u64) -> bool {
+        address.checked_sub(self.origin).is_some_and(|offset| offset < self.length)
+    }
+}
+
+/// How QEMU is started for a board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// The program, for example `qemu-system-arm`.
+    pub system: String,
+    /// The machine's name for `-M`.
+    pub machine: String,
+    /// The processor's name for `-cpu`.
+    pub cpu: String,
+}
+
+/// One board package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Board {
+    /// The package's name.
+    pub name: String,
+    /// The processor core as one writes it, for example `Cortex-M4`.
+    pub core: String,
+    /// The Rust target triple.
+    pub target: String,
+    /// The emulator.
+    pub qemu: Machine,
+    /// Memory of the firmware image.
+    pub flash: Region,
+    /// Partition of the base image.
+    pub base: Region,
+    /// Partition of the adapter slots.
+    pub slots: Region,
+    /// Bytes per adapter slot.
+    pub slot_bytes: u64,
+    /// Bytes per erase page of the adapter partition.
+    pub page_bytes: u64,
+    /// The stack.
+    pub stack: Region,
+    /// Memory of data.
+    pub ram: Region,
+    /// Memory of the arena.
+    pub psram: Region,
+    /// The firmware programs in the package.
+    pub programs: Vec<String>,
+}
+
+impl Board {
+    /// All boards of the workspace, in the order of their names.
+    ///
+    /// # Errors
+    /// If `cargo metadata` fails or a table lacks a key.
+    pub fn all() -> Result<Vec<Self>> {
+        let output = crate::cargo()
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot start cargo")?;
+        if !output.status.success() {
+            bail!("cargo metadata failed: {}", output.status);
+        }
+        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")?;
+        let mut boards = Vec::new();
+        for package in array(&metadata, "packages")? {
+            let table = &package["metadata"]["board"];
+            if table.is_null() {
+                continue;
+            }
+            let manifest = text(package, "manifest_path").map(PathBuf::from)?;
+            let board = Self::from_table(package, table);
+            boards.push(board.with_context(|| format!("[package.metadata.board] of {}", manifest.display()))?);
+        }
+        boards.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(boards)
+    }
+
+    /// The board whose package is called `name`.
+    ///
+    /// # Errors
+    /// As [`all`](Board::all), and if there is no such board.
+    pub fn find(name: &str) -> Result<Self> {
+        let boards = Self::all()?;
+        let names: Vec<_> = boards.iter().map(|board| board.name.clone()).collect();
+        boards
+            .into_iter()
+            .find(|board| board.name == name)
+            .with_context(|| format!("expected one of the boards {}, found {name}", names.join(", ")))
+    }
+
+    fn from_table(package: &Value, table: &Value) -> Result<Self> {
+        let programs = array(package, "targets")?
+            .iter()
+            .filter(|target| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin")))
+            .map(|target| text(target, "name"))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            name: text(package, "name")?,
+            core: text(table, "core")?,
+            target: text(table, "target")?,
+            qemu: Machine {
+                system: text(&table["qemu"], "system")?,
+                machine: text(&table["qemu"], "machine")?,
+                cpu: text(&table["qemu"], "cpu")?,
+            },
+            flash: region(table, "flash")?,
+            base: region(table, "base")?,
+            slots: region(table, "slots")?,
+            slot_bytes: number(&table["slots"], "slot")?,
+            page_bytes: number(&table["slots"], "page")?,
+            stack: region(table, "stack")?,
+            ram: region(table, "ram")?,
+            psram: region(table, "psram")?,
+            programs,
+        })
+    }
+}
+
+fn region(table: &Value, key: &str) -> Result<Region> {
+    let get = |part| number(&table[key], part).with_context(|| format!("in `{key}`"));
+    Ok(Region { origin: get("origin")?, length: get("length")? })
+}
+
+fn array<'v>(value: &'v Value, key: &str) -> Result<&'v Vec<Value>> {
+    value[key].as_array().with_context(|| format!("expected an array `{key}`, found {}", value[key]))
+}
+
+fn text(value: &Value, key: &str) -> Result<String> {
+    let found = value[key].as_str().with_context(|| format!("expected a string `{key}`, found {}", value[key]))?;
+    Ok(found.to_owned())
+}
+
+fn number(value: &Value, key: &str) -> Result<u64> {
+    value[key].as_u64().with_context(|| format!("expected a number `{key}`, found {}", value[key]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_of_every_board_are_aligned_and_apart() {
+        let boards = Board::all().unwrap();
+        assert!(!boards.is_empty());
+        for board in boards {
+            assert!(!board.programs.is_empty(), "{}", board.name);
+            assert!(board.base.origin.is_multiple_of(16));
+            assert!(board.slots.origin.is_multiple_of(board.page_bytes));
+            assert!(board.slots.length.is_multiple_of(board.slot_bytes));
+            assert!(board.slot_bytes.is_multiple_of(board.page_bytes));
+            let mut regions = [board.flash, board.base, board.slots, board.stack, board.ram, board.psram];
+            regions.sort_by_key(|region| region.origin);
+            for pair in regions.windows(2) {
+                assert!(pair[0].origin + pair[0].length <= pair[1].origin, "{}: {pair:#x?}", board.name);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_board_is_answered_with_the_known_ones() {
+        let message = Board::find("nonesuch").unwrap_err().to_string();
+        assert!(message.contains("qemu-mps2-an386") && message.ends_with("found nonesuch"), "{message}");
+    }
+}

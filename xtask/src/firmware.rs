@@ -1,0 +1,58 @@
+//! Builds firmware programs and says where their ELF files are.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::board::Board;
+
+/// Log level that is compiled in unless `DEFMT_LOG` says otherwise; defmt's own default drops all but errors.
+const LOG_LEVEL: &str = "info";
+
+/// Builds `program` of `board` with the firmware profile and returns its ELF file. Quick when nothing has changed.
+///
+/// # Errors
+/// If cargo cannot be started or the build fails; its messages go to stderr.
+pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
+    let mut command = crate::cargo();
+    command
+        .args(["build", "--quiet", "--locked", "--profile", "firmware", "--message-format", "json-render-diagnostics"])
+        .args(["--target", &board.target, "--package", &board.name, "--bin", program])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    if std::env::var_os("DEFMT_LOG").is_none() {
+        command.env("DEFMT_LOG", LOG_LEVEL);
+    }
+    let output = command.output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("building {program} for {} failed: {}", board.name, output.status);
+    }
+    executable(&String::from_utf8_lossy(&output.stdout), program)
+        .with_context(|| format!("cargo built {program} for {} but named no ELF file", board.name))
+}
+
+/// The file that cargo's messages, one JSON object per line, name for the binary target `program`.
+fn executable(messages: &str, program: &str) -> Option<PathBuf> {
+    messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
+        let is_it = message["reason"] == "compiler-artifact" && message["target"]["name"] == program;
+        is_it.then(|| message["executable"].as_str().map(PathBuf::from))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_executable_is_told_from_libraries_and_other_programs() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"smoke"},"executable":null}
+not json
+{"reason":"compiler-artifact","target":{"name":"other"},"executable":"/x/other"}
+{"reason":"compiler-artifact","target":{"name":"smoke"},"executable":"/x/smoke"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages, "smoke"), Some(PathBuf::from("/x/smoke")));
+        assert_eq!(executable(messages, "bench"), None);
+    }
+}
