@@ -32,3 +32,6 @@ pub use merge::merged_bytes;
 pub use rankpatch_format::adapter::Adapter;
 pub use rankpatch_format::base::Base;
 pub use sampler::Sampler;
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,8 @@ pub fn gelu(x: f32) -> f32 {
 /// micromath's estimate is off by up to 3.5 %, too coarse by itself; three Newton steps y (1.5 - 0.5 x y^2) remain.
 pub fn inv_sqrt(x: f32) -> f32 {
     let half = 0.5 * x;
-    let mut y = F32(x).invsqrt().0;
+    // Without its sign a NaN gives a NaN; with it, micromath's integer subtraction would overflow.
+    let mut y = F32(x.abs()).invsqrt().0;
     for _ in 0..3 {
         y *= 1.5 - half * y * y;
     }

@@ -28,7 +28,11 @@ impl Sampler {
             return math::argmax(logits);
         }
         let max = math::max(logits);
-        let weight = |logit: &f32| F32((*logit - max) / self.temperature).exp().0;
+        let weight = |logit: &f32| {
+            let x = (*logit - max) / self.temperature;
+            // What is this small is never drawn, nor is a NaN.
+            if x > -60.0 { F32(x).exp().0 } else { 0.0 }
+        };
         let total: f32 = logits.iter().map(weight).sum();
         // 24 bits, so that the product is below the total.
         let mut left = (self.random.next_u32() >> 8) as f32 / 16_777_216.0 * total;
@@ -52,6 +56,18 @@ mod tests {
             assert_eq!(Sampler::new(temperature, 1).next(&[0.5, 3.0, 3.0, -1.0]), 1);
         }
         assert_eq!(Sampler::new(0.0, 1).next(&[]), 0);
+    }
+
+    #[test]
+    fn strange_logits_are_survived() {
+        let strange = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, 0.0, 1e-40];
+        for a in strange {
+            for b in strange {
+                for temperature in [1e-40, 1.0, 1e30] {
+                    assert!(Sampler::new(temperature, 3).next(&[a, b, a]) < 3);
+                }
+            }
+        }
     }
 
     #[test]

@@ -612,7 +612,7 @@ impl<'a> Iterator for Sites<'a> {
 }
 
 /// Postcard strings, one after the other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Names<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Names<'a> {

@@ -369,7 +369,7 @@ fn mismatch<T>(op: u16, what: &'static str, expected: u32, found: u32) -> Result
 }
 
 /// Decodes operators one after the other from their postcard bytes, so that a device needs no memory for them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ops<'a> {
     bytes: &'a [u8],
     index: u16,

@@ -26,6 +26,8 @@ pub mod adapter;
 pub mod base;
 pub mod digest;
 mod error;
+#[cfg(feature = "_fixtures")]
+pub mod fixture;
 pub mod graph;
 pub mod layout;
 pub mod link;
@@ -72,3 +74,6 @@ impl core::fmt::Debug for BaseId {
         core::fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(all(test, feature = "_fixtures"))]
+mod tests;

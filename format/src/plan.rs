@@ -4,6 +4,8 @@
 //! the last to read. Larger values are placed first, each at the lowest free offset (greedy by size, as TensorFlow Lite
 //! Micro's planner).
 
+#![allow(clippy::indexing_slicing, reason = "indices that this module made")]
+
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -28,11 +30,16 @@ pub fn plan(ops: &[Op], shapes: &[Shape], tokens: u32, kept: &[ValueId]) -> (Vec
         .collect();
     for (index, op) in (0u16..).zip(ops) {
         for input in op.inputs().into_iter().flatten() {
-            values[usize::from(input)].last_use = index;
+            if let Some(value) = values.get_mut(usize::from(input)) {
+                value.last_use = index;
+            }
         }
     }
+    // An id that does not exist is left to the reader to refuse.
     for id in kept {
-        values[usize::from(*id)].last_use = u16::MAX;
+        if let Some(value) = values.get_mut(usize::from(*id)) {
+            value.last_use = u16::MAX;
+        }
     }
     let mut buffers: Vec<Buffer> = Vec::new();
     let mut buffer_of = vec![0; values.len()];

@@ -2,6 +2,8 @@
 //!
 //! Same input, same bytes: nothing here depends on time, addresses or the order of a map.
 
+#![allow(clippy::indexing_slicing, reason = "a host's own data; sizes are checked before")]
+
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -80,7 +82,9 @@ impl Vocabulary {
         // Of equal pieces the lowest id is the one that a search finds.
         order.dedup_by(|b, a| self.pieces[usize::from(*a)].0 == self.pieces[usize::from(*b)].0);
         let mut bytes = (order.len() as u32).to_le_bytes().to_vec();
-        self.pieces.iter().for_each(|(_, score)| bytes.extend(score.to_le_bytes()));
+        for (_, score) in &self.pieces {
+            bytes.extend(score.to_le_bytes());
+        }
         let mut end = 0u32;
         for (piece, _) in &self.pieces {
             end += piece.len() as u32;

@@ -16,6 +16,9 @@ use rankpatch_format::write::{self, Network};
 use crate::ops::{self, AttentionShape, LoraFactors, RopeTable};
 use crate::{Error, Result};
 
+#[cfg(test)]
+mod tests;
+
 /// What a network reads.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {

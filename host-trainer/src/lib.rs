@@ -12,7 +12,7 @@ pub mod rng;
 pub mod schedule;
 mod error;
 pub mod executor;
-mod files;
+pub mod files;
 pub mod lora;
 pub mod export;
 pub mod peft;

@@ -19,7 +19,10 @@ use crate::log::{Line, LogReader};
 /// timer, so that the difference of two readings, off by less than a tick, gives the exact number of instructions.
 pub const ICOUNT_SHIFT: u32 = 7;
 
-/// How long QEMU may take to start. It takes 0.1 s; a busy machine may need much more.
+/// What every board logs when bytes may be sent to it.
+pub const LISTENING: &str = "listening";
+
+/// How long QEMU may take to start. It takes a fraction of a second; a busy machine may need much more.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 
@@ -44,11 +47,12 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Starts `elf` on `board`'s machine. Returns when QEMU runs; the program may still be starting, but bytes sent to it
-    /// wait until it takes them.
+    /// Starts `elf` on `board`'s machine. Returns when the device has logged [`LISTENING`]; the program may still be
+    /// starting, but bytes sent to it wait until it takes them.
     ///
     /// # Errors
-    /// [`NeedsSetup`] if QEMU is not installed; otherwise if a file is missing or QEMU refuses its arguments.
+    /// [`NeedsSetup`] if QEMU is not installed; otherwise if a file is missing, QEMU refuses its arguments, or the firmware
+    /// does not get as far as listening.
     pub fn boot(board: &Board, elf: &Path, options: &Options) -> Result<Self> {
         let image = fs::read(elf).with_context(|| format!("cannot read the firmware {}", elf.display()))?;
         // The listening socket of the link is opened here and inherited as standard input: its port is known at once, it
@@ -105,13 +109,15 @@ impl Qemu {
                 return Err(error.context(format!("{} did not start: {}", board.qemu.system, text.trim())));
             }
         };
-        match LogReader::start(stream, &image, options.echo_log) {
-            Ok(log) => Ok(Self { child, link, log, messages: Some(messages) }),
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error.context(format!("the log of {}", elf.display())))
-            }
+        let log = LogReader::start(stream, &image, options.echo_log).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        let qemu = Self { child, link, log, messages: Some(messages) };
+        // A byte that reaches the multiplexer before the UART is on would wait there for the next one.
+        match qemu.log.wait_for(LISTENING, START_TIMEOUT) {
+            Ok(_) => Ok(qemu),
+            Err(error) => Err(error.context(format!("{} did not start: {}", elf.display(), qemu.stop().trim()))),
         }
     }
 

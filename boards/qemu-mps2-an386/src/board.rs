@@ -55,9 +55,12 @@ pub fn take() -> Parts<Mps2An386> {
     uart::LOG.start_sending();
     assert!(!TAKEN.load(Ordering::Relaxed), "expected one call of take, found a second");
     TAKEN.store(true, Ordering::Relaxed);
+    let (counter, link) = (TickCounter::start(), UartLink::start());
+    // The host waits for this line before it sends anything.
+    defmt::info!("{=str} is listening", Mps2An386::NAME);
     Parts {
-        counter: TickCounter::start(),
-        link: UartLink::start(),
+        counter,
+        link,
         stack: PaintedStack::new(),
         base: memory::base(),
         // SAFETY: both once, says the check above; no interrupt handler calls this function.

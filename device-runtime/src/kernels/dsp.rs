@@ -16,163 +16,174 @@
 //! the end.
 #![allow(unsafe_code, reason = "SMLAD has no stable intrinsic, and loops of naked assembly use every register")]
 
+/// A loop's body, so many times over.
+macro_rules! repeat {
+    (2, $($unit:expr),+) => { concat!($($unit, "\n",)+ $($unit, "\n",)+) };
+    (4, $($unit:expr),+) => { concat!(repeat!(2, $($unit),+), repeat!(2, $($unit),+)) };
+    (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
+}
+
 mod matrix;
+mod pack;
+mod row_major;
 mod up;
 
-use core::arch::asm;
+use core::mem::{self, MaybeUninit};
 
 use super::layout::Layout;
 use super::reference;
+use row_major::Columns;
 
 /// Blocks of four columns whose sum, times 256, is known modulo 2^32: 512 * 127 * 127 < 2^23.
 const CHUNK_BLOCKS: usize = 128;
 
-/// Blocks of four columns that [`down`] packs at a time, on the stack.
+/// The same for a row-major matrix, whose even codes count as up to 255: 168 * (127 + 255) * 127 < 2^23.
+const ROW_MAJOR_BLOCKS: usize = 84;
+
+/// Blocks of four columns that are packed at a time on the stack, where the caller gave no scratch.
 const STACK_BLOCKS: usize = 64;
 
-pub(super) fn gemv(layout: Layout, w: &[i8], k: usize, x: &[i8], acc: &mut [i32], pack: &mut [i32]) {
+/// A packed vector. Empty if there was no scratch.
+#[derive(Default)]
+pub(super) struct Words<'a> {
+    /// `odd, even` for each block of four codes, the last one filled up with zeros.
+    blocks: &'a [i32],
+    /// For a row-major matrix: `odd, even` of the last four codes, those that complete blocks have as zeros.
+    tail: [i32; 2],
+    /// The sum of the codes of even index in complete blocks, and in the tail.
+    even_sum: i32,
+}
+
+/// Two packed vectors. Empty if there was no scratch.
+#[derive(Default)]
+pub(super) struct PairWords<'a> {
+    /// `odd0, even0, odd1, even1` for each block of four codes.
+    blocks: &'a [i32],
+    tail: [i32; 4],
+    even_sums: [i32; 2],
+}
+
+pub(super) fn pack<'a>(x: &[i8], scratch: &'a mut [i32]) -> Words<'a> {
+    let Some(words) = scratch.get_mut(..2 * x.len().div_ceil(4)) else { return Words::default() };
+    let even_sum = pack::blocks(x.as_chunks().0, words);
+    let mut packed = Words { blocks: &[], tail: [0; 2], even_sum };
+    if let (true, Some(last)) = (x.len() % 4 != 0, words.last_chunk_mut()) {
+        let even;
+        (*last, packed.tail, even) = pack::tails(x);
+        packed.even_sum += even;
+    }
+    packed.blocks = words;
+    packed
+}
+
+pub(super) fn pack_pair<'a>([x0, x1]: [&[i8]; 2], scratch: &'a mut [i32]) -> PairWords<'a> {
+    let Some(words) = scratch.get_mut(..4 * x0.len().div_ceil(4)) else { return PairWords::default() };
+    let even_sums = pack::pair_blocks(x0.as_chunks().0, x1.as_chunks().0, words);
+    let mut packed = PairWords { blocks: &[], tail: [0; 4], even_sums };
+    if let (true, Some(last)) = (x0.len() % 4 != 0, words.last_chunk_mut()) {
+        let ((last0, tail0, even0), (last1, tail1, even1)) = (pack::tails(x0), pack::tails(x1));
+        *last = [last0[0], last0[1], last1[0], last1[1]];
+        packed.tail = [tail0[0], tail0[1], tail1[0], tail1[1]];
+        packed.even_sums = [even_sums[0] + even0, even_sums[1] + even1];
+    }
+    packed.blocks = words;
+    packed
+}
+
+pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], words: &Words<'_>, acc: &mut [i32]) {
     match layout {
-        Layout::RowMajor => down(w, k, x, acc),
-        Layout::Dsp4x4 if k > 0 && w.as_ptr().addr().is_multiple_of(4) => {
-            pack_vector(x, pack);
-            matrix::gemv(w, k.div_ceil(4), pack, acc);
-        }
-        Layout::Dsp4x4 => reference::gemv(layout, w, k, x, acc, pack),
+        Layout::RowMajor => down(w, x, words, acc),
+        Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => matrix::gemv(w, words.blocks, acc),
+        Layout::Dsp4x4 => reference::gemv(layout, w, x, acc),
     }
 }
 
 pub(super) fn gemm2(
     layout: Layout,
     w: &[i8],
-    k: usize,
     x: [&[i8]; 2],
-    acc: [&mut [i32]; 2],
-    pack: &mut [i32],
+    words: &PairWords<'_>,
+    [acc0, acc1]: [&mut [i32]; 2],
 ) {
-    if layout == Layout::Dsp4x4 && k > 0 && w.as_ptr().addr().is_multiple_of(4) {
-        pack_two_vectors(x, pack);
-        matrix::gemm2(w, k.div_ceil(4), pack, acc);
-    } else {
-        let ([x0, x1], [acc0, acc1]) = (x, acc);
-        gemv(layout, w, k, x0, acc0, pack);
-        gemv(layout, w, k, x1, acc1, pack);
+    match layout {
+        Layout::RowMajor => down2(w, x, words, [acc0, acc1]),
+        Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => {
+            matrix::gemm2(w, words.blocks, [acc0, acc1]);
+        }
+        Layout::Dsp4x4 => {
+            reference::gemv(layout, w, x[0], acc0);
+            reference::gemv(layout, w, x[1], acc1);
+        }
     }
 }
 
-pub(super) fn down(a: &[i8], k: usize, x: &[i8], z: &mut [i32]) {
+pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
+    let k = x.len();
+    if k < 4 {
+        return reference::gemv(Layout::RowMajor, a, x, z);
+    }
     z.fill(0);
-    let mut pack = [0; 2 * STACK_BLOCKS];
-    let (blocks, tail) = x.as_chunks::<4>();
-    for (i, blocks) in blocks.chunks(STACK_BLOCKS).enumerate() {
-        let even = pack_blocks(blocks, &mut pack);
-        matrix::down(a, k, i * STACK_BLOCKS * 4, &pack, blocks.len(), even, z);
-    }
-    down_tail(a, k, tail, z);
-}
-
-/// Adds the columns of the last, incomplete block.
-fn down_tail(a: &[i8], k: usize, tail: &[i8], z: &mut [i32]) {
-    if tail.is_empty() {
+    if !words.blocks.is_empty() {
+        let mut even_sum = words.even_sum;
+        for_chunks(k, words.blocks, 2, &words.tail, |columns| {
+            row_major::down(a, k, columns, mem::take(&mut even_sum), z);
+        });
         return;
     }
-    for (z, row) in z.iter_mut().zip(a.chunks_exact(k)) {
-        let row = row.get(k - tail.len()..).unwrap_or(&[]);
-        *z = row.iter().zip(tail).fold(*z, |sum, (&a, &x)| sum.wrapping_add(i32::from(a) * i32::from(x)));
+    let mut words = [MaybeUninit::uninit(); 2 * STACK_BLOCKS];
+    let mut start = 0;
+    for codes in x.chunks(4 * STACK_BLOCKS) {
+        let (blocks, rest) = codes.as_chunks();
+        let (words, mut even_sum) = pack::blocks_uninit(blocks, &mut words);
+        let mut columns = Columns { start, blocks: blocks.len(), words, tail: None };
+        let tail;
+        if !rest.is_empty() {
+            let even;
+            (_, tail, even) = pack::tails(x);
+            columns.tail = Some(&tail);
+            even_sum += even;
+        }
+        row_major::down(a, k, columns, even_sum, z);
+        start += codes.len();
     }
+}
+
+/// Calls `run` for the columns of packed vectors of length `k`, so many at a time as the sums of a row-major matrix allow.
+fn for_chunks(k: usize, words: &[i32], words_per_block: usize, tail: &[i32], mut run: impl FnMut(Columns<'_>)) {
+    let (mut start, end) = (0, k / 4);
+    while start < end {
+        let blocks = ROW_MAJOR_BLOCKS.min(end - start);
+        let words = words.get(words_per_block * start..).unwrap_or(&[]);
+        let tail = (start + blocks == end && !k.is_multiple_of(4)).then_some(tail);
+        run(Columns { start: 4 * start, blocks, words, tail });
+        start += blocks;
+    }
+}
+
+pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&mut [i32]; 2]) {
+    let k = x[0].len();
+    if words.blocks.is_empty() || k < 4 {
+        down(a, x[0], &Words::default(), z0);
+        down(a, x[1], &Words::default(), z1);
+        return;
+    }
+    z0.fill(0);
+    z1.fill(0);
+    let mut even_sums = words.even_sums;
+    for_chunks(k, words.blocks, 4, &words.tail, |columns| {
+        row_major::down2(a, k, columns, mem::take(&mut even_sums), [&mut *z0, &mut *z1]);
+    });
 }
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     let done = up::up_add(b, v, shift, acc);
     // What is left: a few last rows, or all of them where the multiplier 2^(32-shift) would not fit.
     let (Some(b), Some(acc)) = (b.get(done * v.len()..), acc.get_mut(done..)) else { return };
-    reference::up_add(b, v, shift, acc);
-}
-
-/// Packs a vector for [`matrix::gemv`]: words `odd, even` for each block of four, the last one filled up with zeros;
-/// then the sum of the even activations of complete blocks.
-fn pack_vector(x: &[i8], pack: &mut [i32]) {
-    let (blocks, tail) = x.as_chunks::<4>();
-    let even = pack_blocks(blocks, pack);
-    if let Some(rest) = pack.get_mut(2 * blocks.len()..) {
-        match rest {
-            [sum, ..] if tail.is_empty() => *sum = even,
-            [a, b, sum, ..] => {
-                [*a, *b] = pack_block(filled(tail)).0;
-                *sum = even;
-            }
-            _ => {}
-        }
+    if !acc.is_empty() {
+        reference::up_add(b, v, shift, acc);
     }
 }
 
-fn pack_blocks(blocks: &[[i8; 4]], pack: &mut [i32]) -> i32 {
-    let (words, _) = pack.as_chunks_mut::<2>();
-    let mut sum = 0;
-    for (words, &block) in words.iter_mut().zip(blocks) {
-        let even;
-        (*words, even) = pack_block(block);
-        sum = add_halves(even, sum);
-    }
-    sum >> 8
-}
-
-/// Packs two vectors for [`matrix::gemm2`]: four words for each block, `odd, even` of the one and of the other.
-fn pack_two_vectors([x0, x1]: [&[i8]; 2], pack: &mut [i32]) {
-    let (words, _) = pack.as_chunks_mut::<4>();
-    let ((blocks0, tail0), (blocks1, tail1)) = (x0.as_chunks::<4>(), x1.as_chunks::<4>());
-    let mut words = words.iter_mut();
-    for ((&block0, &block1), words) in blocks0.iter().zip(blocks1).zip(&mut words) {
-        let ([odd0, even0], [odd1, even1]) = (pack_block(block0).0, pack_block(block1).0);
-        *words = [odd0, even0, odd1, even1];
-    }
-    if let (false, Some(words)) = (tail0.is_empty(), words.next()) {
-        let ([odd0, even0], [odd1, even1]) = (pack_block(filled(tail0)).0, pack_block(filled(tail1)).0);
-        *words = [odd0, even0, odd1, even1];
-    }
-}
-
-/// The last block of a vector, filled up with zeros.
-fn filled(tail: &[i8]) -> [i8; 4] {
-    let mut block = [0; 4];
-    block.iter_mut().zip(tail).for_each(|(to, from)| *to = *from);
-    block
-}
-
-/// `[(x1, x3), (256 x0 - x1, 256 x2 - x3)]` and `(256 x0, 256 x2)`.
-#[inline]
-fn pack_block(block: [i8; 4]) -> ([i32; 2], i32) {
-    let word = i32::from_le_bytes(block.map(i8::cast_unsigned));
-    let (odd, even): (i32, i32);
-    let shifted = (word & 0x00ff_00ff) << 8;
-    // SAFETY: arithmetic on registers.
-    unsafe {
-        asm!(
-            "sxtb16 {odd}, {word}, ror #8",
-            "ssub16 {even}, {shifted}, {odd}",
-            word = in(reg) word,
-            odd = out(reg) odd,
-            shifted = in(reg) shifted,
-            even = lateout(reg) even,
-            options(pure, nomem, nostack),
-        );
-    }
-    ([odd, even], shifted)
-}
-
-/// `sum` plus both halves of `word`.
-#[inline]
-fn add_halves(word: i32, sum: i32) -> i32 {
-    let result;
-    // SAFETY: arithmetic on registers; SMLAD sets the sticky Q flag on overflow, which nothing here reads.
-    unsafe {
-        asm!(
-            "smlad {result}, {word}, {ones}, {sum}",
-            word = in(reg) word,
-            ones = in(reg) 0x0001_0001,
-            sum = in(reg) sum,
-            result = lateout(reg) result,
-            options(pure, nomem, nostack),
-        );
-    }
-    result
+fn is_aligned(bytes: &[i8]) -> bool {
+    bytes.as_ptr().addr().is_multiple_of(4)
 }

@@ -21,7 +21,9 @@ mod dsp;
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 use dsp as core_kernels;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
-use reference as core_kernels;
+mod portable;
+#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+use portable as core_kernels;
 
 pub use layout::{Layout, encode, layout_len, read_row, write_row};
 pub use quantize::quantize;

@@ -5,22 +5,7 @@
 
 use super::layout::{Layout, decode_word};
 
-/// These kernels read the codes themselves.
-#[derive(Default)]
-pub(super) struct Words<'a>(core::marker::PhantomData<&'a [i32]>);
-
-/// As [`Words`], of two vectors.
-pub(super) type PairWords<'a> = Words<'a>;
-
-pub(super) fn pack<'a>(_x: &[i8], _scratch: &'a mut [i32]) -> Words<'a> {
-    Words::default()
-}
-
-pub(super) fn pack_pair<'a>(_x: [&[i8]; 2], _scratch: &'a mut [i32]) -> PairWords<'a> {
-    Words::default()
-}
-
-pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: &mut [i32]) {
+pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], acc: &mut [i32]) {
     match layout {
         _ if x.is_empty() => acc.fill(0),
         Layout::RowMajor => row_major(w, x, acc),
@@ -31,26 +16,6 @@ pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: 
             }
         }
     }
-}
-
-pub(super) fn gemm2(
-    layout: Layout,
-    w: &[i8],
-    [x0, x1]: [&[i8]; 2],
-    words: &PairWords<'_>,
-    [acc0, acc1]: [&mut [i32]; 2],
-) {
-    // Where extending a sign costs nothing, there is nothing to share.
-    gemv(layout, w, x0, words, acc0);
-    gemv(layout, w, x1, words, acc1);
-}
-
-pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
-    gemv(Layout::RowMajor, a, x, words, z);
-}
-
-pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, z: [&mut [i32]; 2]) {
-    gemm2(Layout::RowMajor, a, x, words, z);
 }
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {

@@ -1,16 +1,21 @@
 //! Checks the kernels of this build against plain loops, over every alignment and tail length: one function that the
 //! host's tests, QEMU and a real board all call.
 
-use super::{Layout, down, encode, gemm2, gemv, layout_len, pack_len, read_row, up_add, write_row};
+use super::{
+    Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len, read_row,
+    up_add, write_row,
+};
 
 /// Every length up to here is tried: a little more than four times the widest step of any kernel.
 const LENGTHS: core::ops::RangeInclusive<usize> = 1..=67;
 const ROWS: usize = 9;
 const LONG: usize = *LENGTHS.end();
-const RANKS: [usize; 15] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 33, 67];
+const RANKS: [usize; 16] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 33, 67, 256];
+/// Highest rank of [`RANKS`].
+const MAX_RANK: usize = 256;
 
 /// Bytes of scratch for a sweep of everything but the longest vectors.
-pub const SWEEP_BYTES: usize = (ROWS + 3) * (LONG + 1) + ROWS * LONG + 2 * LONG + 48;
+pub const SWEEP_BYTES: usize = 2 * ROWS * MAX_RANK + 16;
 /// Words of scratch for a sweep of everything but the longest vectors.
 pub const SWEEP_WORDS: usize = 3 * LONG + 64;
 /// Bytes of scratch for a complete sweep.
@@ -122,13 +127,26 @@ fn down_case(
     words: &mut [i32],
 ) {
     let Some((a, bytes)) = aligned(bytes, alignment, rank * k) else { return };
-    let Some((x, _)) = aligned(bytes, random.below(16) as usize, k) else { return };
-    let Some(z) = words.get_mut(..rank) else { return };
+    let Some((x0, bytes)) = aligned(bytes, random.below(16) as usize, k) else { return };
+    let Some((x1, _)) = aligned(bytes, random.below(16) as usize, k) else { return };
+    let Some((pack, words)) = words.split_at_mut_checked(pack_len(Layout::Dsp4x4, k)) else { return };
+    let Some((z0, words)) = words.split_at_mut_checked(rank) else { return };
+    let Some(z1) = words.get_mut(..rank) else { return };
     random.fill(a);
-    random.fill(x);
-    z.fill(i32::MIN);
-    down(a, rank, k, x, z);
-    found.count(rows_equal(a, k, x, z));
+    random.fill(x0);
+    random.fill(x1);
+    z0.fill(i32::MIN);
+    down(a, rank, k, x0, z0);
+    found.count(rows_equal(a, k, x0, z0));
+    pack.fill(-1);
+    z0.fill(i32::MIN);
+    down_packed(a, rank, &Packed::new(Layout::Dsp4x4, x0, pack), z0);
+    found.count(rows_equal(a, k, x0, z0));
+    pack.fill(-1);
+    z0.fill(i32::MIN);
+    z1.fill(i32::MAX);
+    down2_packed(a, rank, &PackedPair::new(Layout::Dsp4x4, x0, x1, pack), z0, z1);
+    found.count(rows_equal(a, k, x0, z0) && rows_equal(a, k, x1, z1));
 }
 
 #[allow(clippy::too_many_arguments, reason = "one case of a sweep")]
@@ -147,7 +165,7 @@ fn up_case(
         return;
     };
     let Some(before) = words.get_mut(..acc.len()) else { return };
-    let mut v = [0i16; LONG];
+    let mut v = [0i16; MAX_RANK];
     let Some(v) = v.get_mut(..rank) else { return };
     random.fill(b);
     for v in v.iter_mut() {
@@ -175,7 +193,7 @@ fn long_case(found: &mut Sweep, k: usize, w: i8, x: i8, bytes: &mut [i8], words:
         let Some((vector, _)) = aligned(bytes, 1, k) else { return };
         let Some((pack, words)) = words.split_at_mut_checked(pack_len(layout, k)) else { return };
         let Some((acc0, words)) = words.split_at_mut_checked(out) else { return };
-        let Some((acc1, _)) = words.split_at_mut_checked(out) else { return };
+        let Some((acc1, words)) = words.split_at_mut_checked(out) else { return };
         vector.fill(w);
         image.fill(0);
         for row in 0..out {
@@ -187,8 +205,14 @@ fn long_case(found: &mut Sweep, k: usize, w: i8, x: i8, bytes: &mut [i8], words:
         gemm2(layout, image, out, k, vector, vector, acc0, acc1, pack);
         found.count(acc0.iter().chain(acc1.iter()).all(|&sum| sum == expected));
         if layout == Layout::RowMajor {
+            // A row-major matrix needs no scratch, but packed vectors may be read from it as well.
+            let Some(pack) = words.get_mut(..pack_len(Layout::Dsp4x4, k)) else { return };
             down(image, out, k, vector, acc0);
             found.count(acc0.iter().all(|&sum| sum == expected));
+            down_packed(image, out, &Packed::new(Layout::Dsp4x4, vector, pack), acc0);
+            found.count(acc0.iter().all(|&sum| sum == expected));
+            down2_packed(image, out, &PackedPair::new(Layout::Dsp4x4, vector, vector, pack), acc0, acc1);
+            found.count(acc0.iter().chain(acc1.iter()).all(|&sum| sum == expected));
         }
     }
 }

@@ -147,3 +147,22 @@ impl From<std::io::Error> for Failure {
         Self::new(FAILURE, error)
     }
 }
+
+impl From<TrainError> for Failure {
+    fn from(error: TrainError) -> Self {
+        use TrainError as E;
+        let code = match &error {
+            E::Toml { .. }
+            | E::UnknownKey { .. }
+            | E::DuplicateKey { .. }
+            | E::MissingKey { .. }
+            | E::BadValue { .. }
+            | E::NoSite { .. }
+            | E::SiteNotRead { .. }
+            | E::Rank { .. } => USAGE,
+            E::Base { .. } | E::Data { .. } => BAD_INPUT,
+            _ => FAILURE,
+        };
+        Self::new(code, error)
+    }
+}

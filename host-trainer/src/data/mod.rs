@@ -2,7 +2,13 @@
 //!
 //! Loaders know a file's format and the data set's own division. They do not tokenize, batch or compute features.
 
+#[cfg(test)]
+mod carry;
 pub mod signal;
+#[cfg(test)]
+pub(crate) mod test_data;
+#[cfg(test)]
+mod tests;
 pub mod text;
 
 use std::path::Path;

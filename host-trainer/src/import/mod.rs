@@ -5,6 +5,8 @@
 mod build;
 pub mod kwt;
 pub mod llama2c;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 

@@ -6,12 +6,13 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::gemm::{Mat, multiply};
-use super::graph::{Backward, HostArgs, Output, Sink, node, with_values};
+use super::gemm::{Mat, Packed, Target, multiply, outer};
+use super::graph::{Backward, HostArgs, Output, Sink, node, with_host, with_values};
 use super::{Result, check};
 
-/// Rows that one thread multiplies at a time: the pieces of activations then stay in its cache.
-const ROWS: usize = 256;
+/// Rows that one thread multiplies at a time: the pieces of activations then stay in its cache. A multiple of the
+/// kernels' tiles.
+const ROWS: usize = 240;
 
 /// The low-rank factors of one linear layer.
 #[derive(Clone, Copy, Debug)]
@@ -40,14 +41,12 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     }
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     let mut y = vec![0.0; dims.rows * dims.out];
+    let packed = with_values(&w, |w| Packed::transposed(w, dims.out, dims.inner))?;
     with_values(&x, |x| {
-        with_values(&w, |w| {
-            let w = Mat::new(w, dims.out, dims.inner);
-            y.par_chunks_mut(ROWS * dims.out).zip(x.par_chunks(ROWS * dims.inner)).for_each(|(y, x)| {
-                multiply(y, false, 1.0, Mat::new(x, x.len() / dims.inner, dims.inner), w.t());
-            });
-        })
-    })??;
+        y.par_chunks_mut(ROWS * dims.out).zip(x.par_chunks(ROWS * dims.inner)).for_each(|(y, x)| {
+            multiply(Target::new(y, x.len() / dims.inner, dims.out), &[(Mat::new(x, dims.inner), &packed)]);
+        });
+    })?;
     finish_linear(&x, &w, bias, dims, Output::Host(y))
 }
 
@@ -61,9 +60,9 @@ pub fn frozen_linear(x: &Tensor, w0: &Tensor, bias: Option<&Tensor>) -> Result<T
 
 /// `y = x w0^T + bias + scaling * ((x * mask) lora_a^T) lora_b^T`.
 ///
-/// `x` [rows, in], `w0` [out, in] (always frozen), `bias` [out]; gives [rows, out]. With `z = (x * mask) lora_a^T`,
+/// `x` [rows, in], `w0` [out, in] (always frozen), `bias` [out]; gives [rows, out]. With `z = scaling * (x * mask) lora_a^T`,
 /// kept from the forward, and `dz = scaling * dy lora_b`, the backward is
-/// `dx = dy w0 + (dz lora_a) * mask`, `d lora_a = dz^T (x * mask)`, `d lora_b = scaling * dy^T z`.
+/// `dx = dy w0 + (dz lora_a) * mask`, `d lora_a = dz^T (x * mask)`, `d lora_b = dy^T z`.
 ///
 /// # Errors
 /// If a shape or type does not fit.
@@ -73,6 +72,7 @@ pub fn lora_linear(x: &Tensor, w0: &Tensor, bias: Option<&Tensor>, lora: &LoraFa
     let (rank, inner) = check::matrix(op, "lora_a", lora.a)?;
     check::shape(op, "lora_a", lora.a, &[rank, dims.inner])?;
     check::shape(op, "lora_b", lora.b, &[dims.out, rank])?;
+    check::value(op, "the rank", rank > 0, || "at least 1".into(), rank)?;
     if let Some(mask) = lora.dropout_mask {
         check::shape(op, "dropout_mask", mask, &[dims.rows, inner])?;
     }
@@ -180,9 +180,10 @@ impl Backward for Linear {
         let grad = &*args.grad;
         let dx = |w: &[f32], sink: &mut Sink| {
             sink.write(rows * inner, |dx, accumulate| {
-                let w = Mat::new(w, out, inner);
+                let w = Packed::new(w, out, inner);
                 dx.par_chunks_mut(ROWS * inner).zip(grad.par_chunks(ROWS * out)).for_each(|(dx, dy)| {
-                    multiply(dx, accumulate, 1.0, Mat::new(dy, dy.len() / out, out), w);
+                    let target = Target::new(dx, dy.len() / out, inner).accumulate(accumulate);
+                    multiply(target, &[(Mat::new(dy, out), &w)]);
                 });
             });
         };
@@ -192,14 +193,12 @@ impl Backward for Linear {
         }
         let Some(sink) = sinks.get_mut(1) else { return };
         sink.write(out * inner, |dw, accumulate| {
-            let x = args.inputs[0];
-            let partial: Vec<Vec<f32>> = grad
-                .par_chunks(ROWS * out)
-                .zip(x.par_chunks(ROWS * inner))
+            let pieces = grad.par_chunks(ROWS * out).zip(args.inputs[0].par_chunks(ROWS * inner));
+            let partial: Vec<Vec<f32>> = pieces
                 .map(|(dy, x)| {
-                    let rows = dy.len() / out;
                     let mut dw = vec![0.0; out * inner];
-                    multiply(&mut dw, false, 1.0, Mat::new(dy, rows, out).t(), Mat::new(x, rows, inner));
+                    let (target, rows) = (Target::new(&mut dw, out, inner), dy.len() / out);
+                    outer(target, Mat::new(dy, out), Mat::new(x, inner), rows);
                     dw
                 })
                 .collect();
@@ -222,7 +221,7 @@ impl Backward for Linear {
 struct LoraLinear {
     w0: Tensor,
     mask: Option<Tensor>,
-    /// `(x * mask) lora_a^T`, [rows, rank].
+    /// `scaling * (x * mask) lora_a^T`, [rows, rank].
     z: Tensor,
     scaling: f32,
     dims: Dims,
@@ -235,18 +234,12 @@ impl Backward for LoraLinear {
     }
 
     fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
-        let mask = self.mask.as_ref();
-        with_values(&self.w0, |w0| {
-            with_values(&self.z, |z| match mask {
-                Some(mask) => with_values(mask, |mask| self.backward_host(&args, sinks, w0, z, Some(mask))),
-                None => {
-                    self.backward_host(&args, sinks, w0, z, None);
-                    Ok(())
-                }
-            })
+        let kept: Vec<Tensor> = self.mask.iter().chain([&self.w0]).cloned().collect();
+        with_host(&kept, &self.z, |kept, z| match *kept {
+            [mask, w0] => self.backward_host(&args, sinks, w0, z, Some(mask)),
+            [w0] => self.backward_host(&args, sinks, w0, z, None),
+            _ => unreachable!("a mask and a weight at most"),
         })
-        .and_then(|inner| inner)
-        .and_then(|inner| inner)
         .expect("the forward read the same tensors");
     }
 
@@ -259,7 +252,7 @@ impl Backward for LoraLinear {
         };
         let dx = if wanted[0] { Some((grad.matmul(&self.w0)? + masked(&dz.matmul(a)?)?)?) } else { None };
         let da = if wanted[1] { Some(dz.t()?.matmul(&masked(x)?)?) } else { None };
-        let db = if wanted[2] { Some((grad.t()?.matmul(&self.z)? * f64::from(self.scaling))?) } else { None };
+        let db = if wanted[2] { Some(grad.t()?.matmul(&self.z)?) } else { None };
         Ok(vec![dx, da, db])
     }
 }
@@ -272,28 +265,32 @@ impl LoraLinear {
         let grad = &*args.grad;
         let [dx_sink, da_sink, db_sink] = sinks else { unreachable!("lora_linear has three inputs") };
         let (want_dx, want_da, want_db) = (dx_sink.wanted(), da_sink.wanted(), db_sink.wanted());
-        let w0 = Mat::new(w0, out, inner);
-        let a_mat = Mat::new(a, rank, inner);
-        let b_mat = Mat::new(b, out, rank);
+        let w0 = Packed::new(w0, out, inner);
+        let a = Packed::new(a, rank, inner);
+        let b = Packed::new(b, out, rank);
 
         // One pass over the rows for all gradients; without dx the pieces of it are empty.
         let piece = |index: usize, dx: &mut [f32], accumulate: bool| -> (Vec<f32>, Vec<f32>) {
             let start = index * ROWS;
             let count = ROWS.min(rows - start);
             let range = |width: usize| start * width..(start + count) * width;
-            let dy = Mat::new(&grad[range(out)], count, out);
+            let dy = Mat::new(&grad[range(out)], out);
             let mut dz = vec![0.0; count * rank];
             if want_dx || want_da {
-                multiply(&mut dz, false, scaling, dy, b_mat);
+                multiply(Target::new(&mut dz, count, rank), &[(dy, &b)]);
+                for dz in &mut dz {
+                    *dz *= scaling;
+                }
             }
-            let dz = Mat::new(&dz, count, rank);
+            let dz = Mat::new(&dz, rank);
             if want_dx {
-                multiply(dx, accumulate, 1.0, dy, w0);
+                let target = |dx| Target::new(dx, count, inner);
                 match mask {
-                    None => multiply(dx, true, 1.0, dz, a_mat),
+                    None => multiply(target(dx).accumulate(accumulate), &[(dy, &w0), (dz, &a)]),
                     Some(mask) => {
                         let mut low = vec![0.0; count * inner];
-                        multiply(&mut low, false, 1.0, dz, a_mat);
+                        multiply(target(&mut low), &[(dz, &a)]);
+                        multiply(target(&mut *dx).accumulate(accumulate), &[(dy, &w0)]);
                         for ((dx, low), mask) in dx.iter_mut().zip(&low).zip(&mask[range(inner)]) {
                             *dx += low * mask;
                         }
@@ -302,18 +299,20 @@ impl LoraLinear {
             }
             let mut da = vec![0.0; if want_da { rank * inner } else { 0 }];
             if want_da {
+                let x = &x[range(inner)];
+                let target = Target::new(&mut da, rank, inner);
                 match mask {
-                    None => multiply(&mut da, false, 1.0, dz.t(), Mat::new(&x[range(inner)], count, inner)),
+                    None => outer(target, dz, Mat::new(x, inner), count),
                     Some(mask) => {
-                        let x: Vec<f32> =
-                            x[range(inner)].iter().zip(&mask[range(inner)]).map(|(x, mask)| x * mask).collect();
-                        multiply(&mut da, false, 1.0, dz.t(), Mat::new(&x, count, inner));
+                        let x: Vec<f32> = x.iter().zip(&mask[range(inner)]).map(|(x, mask)| x * mask).collect();
+                        outer(target, dz, Mat::new(&x, inner), count);
                     }
                 }
             }
-            let mut db = vec![0.0; if want_db { out * rank } else { 0 }];
+            // The transpose of d lora_b: its rows are long, as the kernel likes them.
+            let mut db = vec![0.0; if want_db { rank * out } else { 0 }];
             if want_db {
-                multiply(&mut db, false, scaling, dy.t(), Mat::new(&z[range(rank)], count, rank));
+                outer(Target::new(&mut db, rank, out), Mat::new(&z[range(rank)], rank), dy, count);
             }
             (da, db)
         };
@@ -336,7 +335,14 @@ impl LoraLinear {
             sum_in_order(da, accumulate, partial.iter().map(|(da, _)| da.as_slice()));
         });
         db_sink.write(out * rank, |db, accumulate| {
-            sum_in_order(db, accumulate, partial.iter().map(|(_, db)| db.as_slice()));
+            let mut sum = vec![0.0; rank * out];
+            sum_in_order(&mut sum, false, partial.iter().map(|(_, db)| db.as_slice()));
+            for (o, db) in db.chunks_exact_mut(rank).enumerate() {
+                for (j, db) in db.iter_mut().enumerate() {
+                    let sum = sum[j * out + o];
+                    *db = if accumulate { *db + sum } else { sum };
+                }
+            }
         });
     }
 }
@@ -370,21 +376,21 @@ fn forward_host(
         Some(mask) => x.detach().mul(mask)?,
         None => x.detach(),
     };
-    let inputs = [x.detach(), w0.clone(), a.detach(), b.detach()];
-    super::graph::with_host(&inputs, &masked, |inputs, masked| {
+    with_host(&[x.detach(), w0.clone(), a.detach(), b.detach()], &masked, |inputs, masked| {
         let &[x, w0, a, b] = inputs else { unreachable!("four tensors were lent") };
-        let w0 = Mat::new(w0, out, inner);
-        let a = Mat::new(a, rank, inner);
-        let b = Mat::new(b, out, rank);
-        y.par_chunks_mut(ROWS * out)
-            .zip(z.par_chunks_mut((ROWS * rank).max(1)))
-            .zip(x.par_chunks(ROWS * inner).zip(masked.par_chunks(ROWS * inner)))
-            .for_each(|((y, z), (x, masked))| {
-                let count = x.len() / inner;
-                multiply(y, false, 1.0, Mat::new(x, count, inner), w0.t());
-                multiply(z, false, 1.0, Mat::new(masked, count, inner), a.t());
-                multiply(y, true, scaling, Mat::new(z, count, rank), b.t());
-            });
+        let w0 = Packed::transposed(w0, out, inner);
+        let a = Packed::transposed(a, rank, inner);
+        let b = Packed::transposed(b, out, rank);
+        let outputs = y.par_chunks_mut(ROWS * out).zip(z.par_chunks_mut(ROWS * rank));
+        let inputs = x.par_chunks(ROWS * inner).zip(masked.par_chunks(ROWS * inner));
+        outputs.zip(inputs).for_each(|((y, z), (x, masked))| {
+            let count = x.len() / inner;
+            multiply(Target::new(z, count, rank), &[(Mat::new(masked, inner), &a)]);
+            for z in &mut *z {
+                *z *= scaling;
+            }
+            multiply(Target::new(y, count, out), &[(Mat::new(x, inner), &w0), (Mat::new(z, rank), &b)]);
+        });
     })?;
     Ok((Output::Host(y), Tensor::from_vec(z, (rows, rank), &candle_core::Device::Cpu)?))
 }
@@ -401,7 +407,7 @@ fn forward_device(
         Some(mask) => x.mul(mask)?,
         None => x.clone(),
     };
-    let z = masked.matmul(&a.t()?)?;
-    let y = (x.matmul(&w0.t()?)? + ((&z * f64::from(scaling))?.matmul(&b.t()?)?))?;
+    let z = (masked.matmul(&a.t()?)? * f64::from(scaling))?;
+    let y = (x.matmul(&w0.t()?)? + z.matmul(&b.t()?)?)?;
     Ok((Output::Device(y), z))
 }

@@ -46,6 +46,7 @@ mod norm;
 mod parallel;
 mod rope;
 mod rows;
+mod simd;
 #[cfg(test)]
 mod tests;
 

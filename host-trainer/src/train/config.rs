@@ -68,8 +68,6 @@ pub struct TrainConfig {
     pub dataset: DatasetKind,
     /// Where the data lie.
     pub data: PathBuf,
-    /// Examples set apart for measuring, if the data set has no split of its own.
-    pub held_out: usize,
     /// What a task head reads of the feature rows.
     pub pooling: Pooling,
     /// LoRA.
@@ -114,7 +112,6 @@ impl Default for TrainConfig {
             base: PathBuf::new(),
             dataset: DatasetKind::Names,
             data: PathBuf::new(),
-            held_out: 1000,
             pooling: Pooling::Mean,
             lora: LoraConfig::default(),
             batch_size: 32,
@@ -168,7 +165,6 @@ const KEYS: &[Key] = &[
     key("base", "", "a path", |c, v| path(v).map(|path| c.base = path)),
     key("dataset", "", "\"names\", \"intents\" or \"speakers\"", |c, v| choice(v).map(|kind| c.dataset = kind)),
     key("data", "", "a path", |c, v| path(v).map(|path| c.data = path)),
-    key("held_out", "", POSITIVE, |c, v| positive(v).map(|n| c.held_out = n)),
     key("pooling", "", "\"mean\" or \"last\"", |c, v| {
         c.pooling = match v.as_str()? {
             "mean" => Pooling::Mean,

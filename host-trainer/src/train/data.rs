@@ -1,11 +1,21 @@
 //! The examples of a task: what the loaders read, as the network takes it.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use super::TrainError;
+use rankpatch_format::base::Base;
+use rankpatch_format::tokenizer::Tokenizer;
+use rayon::prelude::*;
+
 use super::batches::{Example, Sequence, Target};
+use super::{DatasetKind, TrainConfig, TrainError};
 use crate::Result;
+use crate::data::{Classes, Labelled, Split, signal, text};
 use crate::executor::Model;
+use crate::features::{Mfcc, mfcc};
+
+/// Seed of the split of data sets that have none of their own, whatever the seed of a run: what is set apart stays apart.
+const SPLIT_SEED: u64 = 0;
 
 /// The examples of a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +31,27 @@ pub struct TaskData {
 }
 
 impl TaskData {
+    /// Reads a task's data set as `base` takes it: names letter by letter, requests as the device's tokenizer splits them, recordings
+    /// as cepstral coefficients.
+    ///
+    /// # Errors
+    /// What the loaders refuse: a missing file, a line that does not fit, one class only, nothing to train on.
+    /// [`TrainError::Base`] if the base does not read this kind of data.
+    pub fn load(config: &TrainConfig, base: &Base<'_>) -> Result<Self> {
+        let wrong = |expected: &str| {
+            let found = format!("{}, which does not", base.manifest().name);
+            TrainError::Base { expected: expected.into(), found }
+        };
+        let tokenizer = base.tokenizer();
+        match config.dataset {
+            DatasetKind::Names => names(&config.data, &tokenizer.ok_or_else(|| wrong("a base that reads text"))?),
+            DatasetKind::Intents if tokenizer.is_none() => Err(wrong("a base that reads text").into()),
+            DatasetKind::Intents => intents(&config.data, base),
+            DatasetKind::Speakers if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
+            DatasetKind::Speakers => speakers(&config.data),
+        }
+    }
+
     /// Checks that the examples fit a network and the kind of task.
     pub(crate) fn check(&self, model: &Model, classifies: bool) -> Result<()> {
         let fail = |expected: String, found: String| Err(TrainError::Data { expected, found }.into());
@@ -69,5 +100,62 @@ impl TaskData {
             }
         }
         Ok(())
+    }
+}
+
+fn names(path: &Path, tokenizer: &Tokenizer<'_>) -> Result<TaskData> {
+    let Split { train, test } = text::names(path, SPLIT_SEED)?;
+    let letters = Letters::new(tokenizer);
+    let examples = |names: Vec<String>| names.iter().map(|name| letters.example(name)).collect();
+    Ok(TaskData { train: examples(train), test: examples(test), labels: Vec::new(), width: 0 })
+}
+
+fn intents(folder: &Path, base: &Base<'_>) -> Result<TaskData> {
+    let Classes { labels, split } = text::intents(folder)?;
+    let example = |Labelled { input, label }: &Labelled<String>| {
+        let ids = text::encode(base, input)?;
+        Ok(Example { sequence: Sequence::Tokens(ids), target: Target::Class(*label) })
+    };
+    let examples = |requests: &[Labelled<String>]| requests.par_iter().map(example).collect::<Result<_>>();
+    Ok(TaskData { train: examples(&split.train)?, test: examples(&split.test)?, labels, width: 0 })
+}
+
+fn speakers(folder: &Path) -> Result<TaskData> {
+    let Classes { labels, split } = signal::spoken_digits(folder, signal::Target::Speaker)?;
+    let front_end = Mfcc::new();
+    let example = |(index, Labelled { input, label }): (usize, &Labelled<signal::Recording>)| {
+        let clip = signal::to_clip(&input.samples, index as u64);
+        Example { sequence: Sequence::Features(front_end.compute(&clip)), target: Target::Class(*label) }
+    };
+    let examples = |recordings: &[Labelled<signal::Recording>]| recordings.par_iter().enumerate().map(example).collect();
+    Ok(TaskData { train: examples(&split.train), test: examples(&split.test), labels, width: mfcc::COEFFICIENTS })
+}
+
+/// Splits a text into its letters: one id each, between the id that starts a sequence and the same id again, which ends a
+/// text. Merged pieces would have the network learn many spellings of each name.
+struct Letters {
+    of_byte: Vec<u16>,
+    bos: u16,
+}
+
+impl Letters {
+    fn new(tokenizer: &Tokenizer<'_>) -> Self {
+        let info = tokenizer.info();
+        let mut of_byte: Vec<u16> = (0..256).map(|byte| info.byte_base + byte).collect();
+        for id in tokenizer.searchable() {
+            if let [byte] = tokenizer.piece(*id) {
+                of_byte[usize::from(*byte)] = *id;
+            }
+        }
+        Self { of_byte, bos: info.bos }
+    }
+
+    fn example(&self, text: &str) -> Example {
+        let letters = text.bytes().map(|byte| self.of_byte[usize::from(byte)]);
+        let ids = [self.bos].into_iter().chain(letters).chain([self.bos]).collect();
+        Example {
+            sequence: Sequence::Tokens(ids),
+            target: Target::Next { characters: text.chars().count() + 1 },
+        }
     }
 }

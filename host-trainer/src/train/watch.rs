@@ -1,6 +1,6 @@
 //! Watches that every trained tensor receives a gradient: the guard against an adapter that silently learns nothing.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::TrainError;
 
@@ -11,13 +11,13 @@ const WINDOW: u64 = 4;
 /// The tensors that have not received a gradient yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Watch {
-    waiting: BTreeMap<String, ()>,
+    waiting: BTreeSet<String>,
     steps: u64,
 }
 
 impl Watch {
     pub(crate) fn new(tensors: impl Iterator<Item = String>) -> Self {
-        Self { waiting: tensors.map(|name| (name, ())).collect(), steps: 0 }
+        Self { waiting: tensors.collect(), steps: 0 }
     }
 
     /// Takes the gradients of a step: `largest` gives the largest magnitude of a tensor's gradient, `None` if it has none.
@@ -32,25 +32,26 @@ impl Watch {
             return Ok(());
         }
         let mut touched = Vec::new();
-        for name in self.waiting.keys() {
+        for name in &self.waiting {
             if largest(name)?.is_some_and(|largest| largest > 0.0) {
                 touched.push(name.clone());
             }
         }
-        touched.iter().for_each(|name| drop(self.waiting.remove(name)));
+        self.waiting.retain(|name| !touched.contains(name));
         self.steps += 1;
         if self.steps >= WINDOW { Ok(self.finish()?) } else { Ok(()) }
     }
 
-    /// The end of a run, which may be shorter than the window.
+    /// The end of a run, which may be shorter than the window. A run of one step proves nothing: lora_b is zero in it, and so
+    /// is the gradient of every lora_a.
     ///
     /// # Errors
     /// As [`Watch::step`].
     pub(crate) fn finish(&self) -> Result<(), TrainError> {
-        if self.waiting.is_empty() {
+        if self.waiting.is_empty() || self.steps < 2 {
             return Ok(());
         }
-        let tensor = self.waiting.keys().cloned().collect::<Vec<_>>().join(", ");
+        let tensor = Vec::from_iter(self.waiting.iter().map(String::as_str)).join(", ");
         Err(TrainError::NoGradient { tensor, steps: self.steps })
     }
 }

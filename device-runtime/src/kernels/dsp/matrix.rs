@@ -5,14 +5,9 @@ use core::arch::naked_asm;
 
 use super::CHUNK_BLOCKS;
 
-/// Blocks that one turn of the loop of [`gemv_groups`] covers, in pairs.
-macro_rules! repeat {
-    (4, $($unit:expr),+) => { concat!($($unit, "\n",)+ $($unit, "\n",)+ $($unit, "\n",)+ $($unit, "\n",)+) };
-    (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
-}
-
-/// `acc = W x` for a `Dsp4x4` matrix of `blocks` blocks a row group.
-pub(super) fn gemv(w: &[i8], blocks: usize, pack: &[i32], acc: &mut [i32]) {
+/// `acc = W x` for a `Dsp4x4` matrix aligned to 4, and a vector packed in two words a block.
+pub(super) fn gemv(w: &[i8], pack: &[i32], acc: &mut [i32]) {
+    let blocks = pack.len() / 2;
     let (groups, tail) = acc.as_chunks_mut::<4>();
     let tail_w = w.get(groups.len() * blocks * 16..).unwrap_or(&[]);
     gemv_chunks(w, blocks, pack, groups);
@@ -69,6 +64,26 @@ macro_rules! block4 {
     };
 }
 
+/// [`block4`] where the sums begin.
+macro_rules! first_block4 {
+    ($odd:literal, $even:literal) => {
+        concat!(
+            "smuad r10, r2, ", $odd, "\n",
+            "smuad r11, r3, ", $odd, "\n",
+            "smuad r12, r4, ", $odd, "\n",
+            "smuad lr, r5, ", $odd, "\n",
+            "sxtb16 r2, r2\n",
+            "sxtb16 r3, r3\n",
+            "sxtb16 r4, r4\n",
+            "sxtb16 r5, r5\n",
+            "smlad r10, r2, ", $even, ", r10\n",
+            "smlad r11, r3, ", $even, ", r11\n",
+            "smlad r12, r4, ", $even, ", r12\n",
+            "smlad lr, r5, ", $even, ", lr\n",
+        )
+    };
+}
+
 /// For each group of four rows: `acc = [acc +] sum >> 8` over `blocks` blocks, then `w += skip`.
 ///
 /// # Safety
@@ -94,11 +109,13 @@ unsafe extern "C" fn gemv_groups(
         "strd r2, r3, [sp, #8]",
         "ldrd r5, r6, [sp, #76]",
         "strd r5, r6, [sp, #16]",
-        // The loop takes four pairs of blocks a turn; the first turn of a group enters so that the rest fits.
-        "lsrs r5, r4, #1", // carry: odd
+        // A group begins with one block or two, whatever leaves pairs. The loop takes four pairs a turn; the first turn
+        // enters so that the rest fits.
+        "sub r5, r4, #1",
+        "lsrs r5, r5, #1", // pairs left
         "adr.w r6, 4f",
         "adr.w r7, 3f",
-        "it eq", // no pair at all
+        "it eq",
         "moveq r7, r6",
         "beq 1f",
         "ands r5, r5, #3",
@@ -107,27 +124,29 @@ unsafe extern "C" fn gemv_groups(
         "mov r6, #108", // bytes of a pair
         "mla r7, r5, r6, r7",
         "1:",
-        "orr r7, r7, #1",
-        "adr.w r6, 5f",
-        "orr r6, r6, #1",
+        "adr.w r5, 5f",
+        "adr.w r6, 8f",
         "lsls r4, r4, #31",
-        "it eq",
-        "moveq r6, r7",
+        "it ne",
+        "movne r6, r5",
+        "orr r6, r6, #1",
+        "orr r7, r7, #1",
         "strd r6, r7, [sp, #24]",
 
-        ".p2align 2",
         "2:", // a group
         "ldr r1, [sp, #0]",
-        "mov r10, #0",
-        "mov r11, #0",
-        "mov r12, #0",
-        "mov lr, #0",
         "ldr pc, [sp, #24]",
-        ".p2align 2",
-        "5:", // the odd block
+        "5:", // the first block of an odd number
         "ldrd r6, r7, [r1], #8",
         "ldm.w r0!, {{r2-r5}}",
-        block4!("r6", "r7"),
+        first_block4!("r6", "r7"),
+        "ldr pc, [sp, #28]",
+        "8:", // the first two of an even number
+        "ldm.w r1!, {{r6-r9}}",
+        "ldm.w r0!, {{r2-r5}}",
+        first_block4!("r6", "r7"),
+        "ldm.w r0!, {{r2-r5}}",
+        block4!("r8", "r9"),
         "ldr pc, [sp, #28]",
         ".p2align 2",
         "3:",
@@ -169,8 +188,9 @@ unsafe extern "C" fn gemv_groups(
     )
 }
 
-/// `acc0 = W x0, acc1 = W x1` for a `Dsp4x4` matrix of `blocks` blocks a row group.
-pub(super) fn gemm2(w: &[i8], blocks: usize, pack: &[i32], [acc0, acc1]: [&mut [i32]; 2]) {
+/// `acc0 = W x0, acc1 = W x1` for a `Dsp4x4` matrix aligned to 4, and two vectors packed in four words a block.
+pub(super) fn gemm2(w: &[i8], pack: &[i32], [acc0, acc1]: [&mut [i32]; 2]) {
+    let blocks = pack.len() / 4;
     let ((groups0, tail0), (groups1, tail1)) = (acc0.as_chunks_mut::<4>(), acc1.as_chunks_mut::<4>());
     let tail_w = w.get(groups0.len() * blocks * 16..).unwrap_or(&[]);
     gemm2_chunks(w, blocks, pack, groups0, groups1);
@@ -231,7 +251,7 @@ unsafe extern "C" fn gemm2_pairs(
         "sub sp, #36",
         "strd r2, r3, [sp, #0]",
         "ldrd r4, r5, [sp, #72]", // blocks, stride
-        "add r6, r4, #7",
+        "add r6, r4, #6",
         "lsr r6, r6, #3",
         "strd r1, r6, [sp, #8]",
         "ldrd r6, r7, [sp, #80]",
@@ -242,8 +262,12 @@ unsafe extern "C" fn gemm2_pairs(
         "lsl r6, r6, #4",
         "add lr, r6, #8",
         "add r6, r5, r6, lsl #1",
-        // The loop takes eight blocks a turn; the first turn enters so that the rest fits.
+        // A pair begins with one block. The loop takes eight a turn; the first turn enters so that the rest fits.
+        "subs r4, r4, #1",
         "adr.w r7, 3f",
+        "adr.w r5, 4f",
+        "it eq",
+        "moveq r7, r5",
         "ands r4, r4, #7",
         "ittt ne",
         "rsbne r4, r4, #8",
@@ -252,13 +276,20 @@ unsafe extern "C" fn gemm2_pairs(
         "orr r7, r7, #1",
         "strd r7, r6, [sp, #24]",
 
-        ".p2align 2",
         "2:", // a pair of rows
         "ldrd r1, r12, [sp, #8]",
-        "mov r8, #0",
-        "mov r9, #0",
-        "mov r10, #0",
-        "mov r11, #0",
+        "ldm.w r1!, {{r4-r7}}",
+        "ldrd r2, r3, [r0], #16",
+        "smuad r8, r2, r4",
+        "smuad r9, r3, r4",
+        "smuad r10, r2, r6",
+        "smuad r11, r3, r6",
+        "sxtb16 r2, r2",
+        "sxtb16 r3, r3",
+        "smlad r8, r2, r5, r8",
+        "smlad r9, r3, r5, r9",
+        "smlad r10, r2, r7, r10",
+        "smlad r11, r3, r7, r11",
         "ldr pc, [sp, #24]",
         ".p2align 2",
         "3:",
@@ -279,6 +310,8 @@ unsafe extern "C" fn gemm2_pairs(
         ),
         "subs r12, r12, #1",
         "bne 3b",
+        ".p2align 2",
+        "4:",
         "ldrd r2, r3, [sp, #0]",
         "ldrd r4, r5, [sp, #16]",
         "cbnz r5, 6f",
@@ -307,130 +340,3 @@ unsafe extern "C" fn gemm2_pairs(
         "b 7b",
     )
 }
-
-/// `z += A x` for the columns `start..start + 4 * blocks` of a row-major matrix `[z.len(), k]`. `even` is the sum of the even
-/// activations of those blocks.
-pub(super) fn down(a: &[i8], k: usize, start: usize, pack: &[i32], blocks: usize, even: i32, z: &mut [i32]) {
-    let fits = a.len() >= z.len() * k && start + 4 * blocks <= k && pack.len() >= 2 * blocks;
-    if z.is_empty() || blocks == 0 || !fits {
-        debug_assert!(fits, "down: too short");
-        return;
-    }
-    let aligned = a.as_ptr().addr().is_multiple_of(4) && k.is_multiple_of(4) && start.is_multiple_of(4);
-    let rows = if aligned { down_rows_aligned } else { down_rows };
-    let z = z.as_mut_ptr_range();
-    // SAFETY: there is at least one row and one block. The function reads 4 * blocks bytes from column `start` on of each
-    // row, all inside `a`, and two words of `pack` a block, and writes all of `z`.
-    unsafe { rows(a.as_ptr().add(start), pack.as_ptr(), z.start, z.end, blocks, k - 4 * blocks, 128 * even) }
-}
-
-/// Two codes a register, in row-major order, times a block's activations: the word of `$w`, and the sum in r10.
-macro_rules! plain {
-    ($w:literal, $odd:literal, $even:literal) => {
-        concat!(
-            "eor ", $w, ", ", $w, ", #0x00800080\n",
-            "smlad r10, ", $w, ", ", $odd, ", r10\n",
-            "uxtb16 ", $w, ", ", $w, "\n",
-            "smlad r10, ", $w, ", ", $even, ", r10\n",
-        )
-    };
-}
-
-macro_rules! down_rows {
-    ($(#[$doc:meta])* $name:ident, $unit_bytes:literal, $($load:literal),+) => {
-        $(#[$doc])*
-        #[unsafe(naked)]
-        unsafe extern "C" fn $name(
-            a: *const i8,
-            pack: *const i32,
-            z: *mut i32,
-            z_end: *const i32,
-            blocks: usize,
-            skip: usize,
-            correction: i32,
-        ) {
-            // Stack: 0 blocks mod 4, 4 turns, 8 z_end, 12 pack, 16 skip, 20 correction. r12: z; lr: jump; r11: turns left.
-            naked_asm!(
-                "push {{r4-r11, lr}}",
-                "sub sp, #28",
-                "mov r12, r2",
-                "strd r3, r1, [sp, #8]",
-                "ldrd r5, r6, [sp, #68]",
-                "strd r5, r6, [sp, #16]",
-                "ldr r4, [sp, #64]", // blocks
-                "and r5, r4, #3",
-                "lsr r6, r4, #2",
-                "add r7, r6, #3",
-                "lsr r7, r7, #2",
-                "strd r5, r7, [sp, #0]",
-                "adr.w lr, 4f",
-                "cbz r6, 1f",
-                "adr.w lr, 3f",
-                "ands r6, r6, #3",
-                "beq 1f",
-                "rsb r6, r6, #4",
-                concat!("mov r7, #", $unit_bytes),
-                "mla lr, r6, r7, lr",
-                "1:",
-                "orr lr, lr, #1",
-
-                "2:", // a row
-                "ldrd r2, r11, [sp, #0]",
-                "ldr r1, [sp, #12]",
-                "mov r10, #0",
-                "cbz r2, 6f",
-                "5:", // blocks mod 4
-                "ldr r3, [r0], #4",
-                "ldrd r6, r7, [r1], #8",
-                plain!("r3", "r6", "r7"),
-                "subs r2, #1",
-                "bne 5b",
-                "6:",
-                "bx lr",
-                ".p2align 2",
-                "3:",
-                repeat!(
-                    4,
-                    $($load),+,
-                    "ldm.w r1!, {{r6-r9}}",
-                    plain!("r2", "r6", "r7"),
-                    plain!("r3", "r8", "r9"),
-                    "ldm.w r1!, {{r6-r9}}",
-                    plain!("r4", "r6", "r7"),
-                    plain!("r5", "r8", "r9")
-                ),
-                "subs r11, #1",
-                "bne 3b",
-                ".p2align 2",
-                "4:",
-                "ldr r2, [r12]",
-                "ldrd r4, r5, [sp, #16]",
-                "ldr r3, [sp, #8]",
-                "sub r2, r2, r5",
-                "add r2, r2, r10, asr #8",
-                "str r2, [r12], #4",
-                "add r0, r4",
-                "cmp r12, r3",
-                "bne 2b",
-                "add sp, #28",
-                "pop {{r4-r11, pc}}",
-            )
-        }
-    };
-}
-
-down_rows!(
-    /// For each row: `z += (sum >> 8) - correction` over `blocks` blocks, then `a += skip`.
-    ///
-    /// # Safety
-    /// At least one row, `z != z_end`, and at least one block; pointers good for what is read and written, `pack` and `z`
-    /// aligned to 4.
-    down_rows, "88", "ldr.w r2, [r0], #4", "ldr.w r3, [r0], #4", "ldr.w r4, [r0], #4", "ldr.w r5, [r0], #4"
-);
-down_rows!(
-    /// [`down_rows`] where `a`, `skip` and so each row are aligned to 4.
-    ///
-    /// # Safety
-    /// As there.
-    down_rows_aligned, "76", "ldm.w r0!, {{r2-r5}}"
-);

@@ -8,10 +8,10 @@ use core::arch::naked_asm;
 /// The highest rank that [`up_add`] takes.
 const MAX_RANK: usize = 256;
 
-/// Reads `b` `[.., r]` row-major, `v` as words, and adds to all of `acc..acc_end`.
+/// Reads `b`, `[.., r]` row-major, and `v`, `[r]` of `i16` at any alignment, and adds to all of `acc..acc_end`.
 type Kernel = unsafe extern "C" fn(
     b: *const i8,
-    v: *const i32,
+    v: *const i16,
     acc: *mut i32,
     acc_end: *const i32,
     multiplier: i32,
@@ -20,51 +20,70 @@ type Kernel = unsafe extern "C" fn(
 
 /// `acc[o] += (sum_j B[o,j] * v[j] + round) >> shift` for as many first rows as the fast loops can take; returns how many.
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize {
-    let r = v.len();
-    let mut words = [0; MAX_RANK / 2];
     // The multiplier 2^(32-shift) must fit; shifts below 2 are for updates far larger than what they are added to.
-    if !(2..=14).contains(&shift) || r == 0 || r > MAX_RANK {
+    if !(2..=14).contains(&shift) {
         return 0;
     }
-    pack(v, &mut words);
-    // The general loop reads whole words: up to three bytes beyond a row, which must not be beyond the matrix.
-    let readable = b.len() - (r.next_multiple_of(4) - r).min(b.len());
+    let multiplier = 1 << (32 - shift);
     let aligned = b.as_ptr().addr().is_multiple_of(4);
-    let (kernel, rows): (Kernel, usize) = match (r, aligned) {
-        (1, _) => (up1, acc.len()),
-        (2, _) => (up2, acc.len()),
-        (4, true) => (up4_aligned, acc.len()),
-        (4, false) => (up4, acc.len()),
-        (8, true) => (up8_aligned, acc.len()),
-        (8, false) => (up8, acc.len()),
-        (16, true) => (up16_aligned, acc.len()),
-        (16, false) => (up16, acc.len()),
-        _ => (up_any, acc.len().min(readable / r)),
+    let kernel: Kernel = match (v.len(), aligned) {
+        (1, _) => up1,
+        (2, _) => up2,
+        (4, true) => up4_aligned,
+        (4, false) => up4,
+        (8, true) => up8_aligned,
+        (8, false) => up8,
+        (16, true) => up16_aligned,
+        (16, false) => up16,
+        _ => return up_any_rank(b, v, multiplier, acc),
     };
-    let rows = rows.min(b.len() / r) / 4 * 4;
+    let rows = acc.len() / 4 * 4;
+    let Some(acc) = acc.get_mut(..rows) else { return 0 };
+    if rows == 0 || b.len() < rows * v.len() {
+        return 0;
+    }
+    let acc = acc.as_mut_ptr_range();
+    // SAFETY: `acc` is a positive multiple of four long, and `b` has a row of the kernel's rank for each. The kernels that are
+    // named so get `b` aligned to 4, and with it each group of four rows.
+    unsafe { kernel(b.as_ptr(), v.as_ptr(), acc.start, acc.end, multiplier, v.len()) };
+    rows
+}
+
+fn up_any_rank(b: &[i8], v: &[i16], multiplier: i32, acc: &mut [i32]) -> usize {
+    let r = v.len();
+    if !(1..=MAX_RANK).contains(&r) {
+        return 0;
+    }
+    let mut words = [[0i16; 4]; MAX_RANK / 4];
+    for (words, v) in words.iter_mut().zip(v.chunks(4)) {
+        // As `SXTB16` finds the codes in a word: (v0, v2), (v1, v3).
+        let v = |i: usize| v.get(i).copied().unwrap_or(0);
+        *words = [v(0), v(2), v(1), v(3)];
+    }
+    // The loop reads whole words: up to three bytes beyond a row, which must not be beyond the matrix.
+    let readable = b.len().saturating_sub(r.next_multiple_of(4) - r);
+    let rows = acc.len().min(readable / r) / 4 * 4;
     let Some(acc) = acc.get_mut(..rows) else { return 0 };
     if rows == 0 {
         return 0;
     }
     let acc = acc.as_mut_ptr_range();
-    // SAFETY: `acc` is a positive multiple of four long. The kernels read r bytes a row of as many rows, all inside `b`;
-    // `up_any` reads on to a multiple of four, which `readable` leaves room for. They read at most MAX_RANK / 2 words of
-    // `words`. Those named so get `b` aligned to 4, and with it each group of four rows.
-    unsafe { kernel(b.as_ptr(), words.as_ptr(), acc.start, acc.end, 1 << (32 - shift), r) };
+    // SAFETY: `acc` is a positive multiple of four long, and `b` has a row of `r` bytes for each and what the loop reads beyond
+    // the last. `words` has eight bytes for each four of `r`, aligned to 2; the function reads it with single loads.
+    unsafe { up_any(b.as_ptr(), words.as_ptr().cast(), acc.start, acc.end, multiplier, r) };
     rows
 }
 
-/// Words `(v0, v2), (v1, v3)` for each four, as `SXTB16` finds the codes in a word. Ranks 1 and 2 have one word.
-fn pack(v: &[i16], words: &mut [i32]) {
-    let pair = |low: i16, high: i16| i32::from(high) << 16 | i32::from(low.cast_unsigned());
-    if let (&[first, ref second @ ..], [word, ..], true) = (v, &mut *words, v.len() <= 2) {
-        *word = pair(first, second.first().copied().unwrap_or(0));
-        return;
-    }
-    for (words, v) in words.as_chunks_mut::<2>().0.iter_mut().zip(v.chunks(4)) {
-        let v = |i: usize| v.get(i).copied().unwrap_or(0);
-        *words = [pair(v(0), v(2)), pair(v(1), v(3))];
-    }
+/// Four elements of the vector, at `$at` of r1, as `(v0, v2)` and `(v1, v3)`. r12 is lost.
+macro_rules! load_v {
+    ($at:literal, $even:literal, $odd:literal) => {
+        concat!(
+            "ldr ", $even, ", [r1, #", $at, "]\n",
+            "ldr r12, [r1, #", $at, " + 4]\n",
+            "pkhtb ", $odd, ", r12, ", $even, ", asr #16\n",
+            "pkhbt ", $even, ", ", $even, ", r12, lsl #16\n",
+        )
+    };
 }
 
 /// Rank 1: a word is a row's code four times over.
@@ -74,7 +93,7 @@ fn pack(v: &[i16], words: &mut [i32]) {
 #[unsafe(naked)]
 unsafe extern "C" fn up1(
     b: *const i8,
-    v: *const i32,
+    v: *const i16,
     acc: *mut i32,
     acc_end: *const i32,
     multiplier: i32,
@@ -83,7 +102,7 @@ unsafe extern "C" fn up1(
     naked_asm!(
         "push {{r4-r11, lr}}",
         "mov r12, r3",
-        "ldr r3, [r1]",
+        "ldrsh r3, [r1]",
         "mov r1, r2",
         "ldr r2, [sp, #36]",
         "2:",
@@ -113,7 +132,7 @@ unsafe extern "C" fn up1(
 #[unsafe(naked)]
 unsafe extern "C" fn up2(
     b: *const i8,
-    v: *const i32,
+    v: *const i16,
     acc: *mut i32,
     acc_end: *const i32,
     multiplier: i32,
@@ -170,7 +189,7 @@ macro_rules! up4 {
         #[unsafe(naked)]
         unsafe extern "C" fn $name(
             b: *const i8,
-            v: *const i32,
+            v: *const i16,
             acc: *mut i32,
             acc_end: *const i32,
             multiplier: i32,
@@ -178,8 +197,9 @@ macro_rules! up4 {
         ) {
             naked_asm!(
                 "push {{r4-r11, lr}}",
-                "mov r12, r3",
-                "ldrd r3, r4, [r1]",
+                "mov r5, r3",
+                load_v!("0", "r3", "r4"),
+                "mov r12, r5",
                 "mov r1, r2",
                 "ldr r2, [sp, #36]",
                 "2:",
@@ -261,7 +281,7 @@ macro_rules! up8 {
         #[unsafe(naked)]
         unsafe extern "C" fn $name(
             b: *const i8,
-            v: *const i32,
+            v: *const i16,
             acc: *mut i32,
             acc_end: *const i32,
             multiplier: i32,
@@ -271,10 +291,10 @@ macro_rules! up8 {
             naked_asm!(
                 "push {{r3-r11, lr}}",
                 "sub r7, r3, r2",
-                "mov r12, r1",
+                load_v!("0", "r3", "r4"),
+                load_v!("8", "r5", "r6"),
                 "mov r1, r2",
                 "ldr r2, [sp, #40]",
-                "ldm r12, {{r3-r6}}",
                 "tst r7, #16", // an odd number of groups of four
                 "bne 3f",
                 "2:",
@@ -328,7 +348,7 @@ macro_rules! up16 {
         #[unsafe(naked)]
         unsafe extern "C" fn $name(
             b: *const i8,
-            v: *const i32,
+            v: *const i16,
             acc: *mut i32,
             acc_end: *const i32,
             multiplier: i32,
@@ -338,7 +358,10 @@ macro_rules! up16 {
             naked_asm!(
                 "push {{r3-r11, lr}}",
                 "ldr lr, [sp, #40]",
-                "ldm r1, {{r4-r11}}",
+                load_v!("0", "r4", "r5"),
+                load_v!("8", "r6", "r7"),
+                load_v!("16", "r8", "r9"),
+                load_v!("24", "r10", "r11"),
                 "push {{r4-r11}}",
                 "mov r1, r2",
                 "2:",
@@ -418,7 +441,7 @@ macro_rules! word_any {
 #[unsafe(naked)]
 unsafe extern "C" fn up_any(
     b: *const i8,
-    v: *const i32,
+    v: *const i16,
     acc: *mut i32,
     acc_end: *const i32,
     multiplier: i32,
@@ -446,7 +469,8 @@ unsafe extern "C" fn up_any(
         "mov r8, #0",
         "mov r9, #0",
         "3:", // four columns
-        "ldrd r4, r5, [r3], #8",
+        "ldr r4, [r3], #4",
+        "ldr r5, [r3], #4",
         word_any!("ldr r10, [r0, r1]", "r7"),
         word_any!("ldr r10, [r0, r1, lsl #1]", "r8"),
         word_any!("ldr r10, [r0, r2]", "r9"),

@@ -1,0 +1,509 @@
+//! Round trips, golden files, and everything that readers must refuse.
+#![allow(clippy::indexing_slicing, reason = "test data of known sizes")]
+
+extern crate std;
+use std::path::PathBuf;
+use std::string::ToString as _;
+use std::vec;
+use std::vec::Vec;
+
+use crate::adapter::{Adapter, Preview};
+use crate::base::{Base, HEADER_BYTES};
+use crate::digest::XorShift32;
+use crate::fixture::{self, Aligned};
+use crate::graph::Op;
+use crate::layout::Layout;
+use crate::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
+use crate::write::{AdapterData, Network, Tensor};
+use crate::{BaseId, Error};
+
+fn image(network: &Network, layout: Layout) -> Aligned {
+    Aligned::new(&network.write(layout, 4).unwrap())
+}
+
+/// Sets the checksum of a changed base image, so that later checks are reached.
+fn seal_base(image: &mut Aligned) {
+    let bytes = image.bytes_mut();
+    let mut crc = crate::CRC.digest();
+    crc.update(&bytes[..HEADER_BYTES - 4]);
+    crc.update(&bytes[HEADER_BYTES..]);
+    let crc = crc.finalize().to_le_bytes();
+    bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc);
+}
+
+fn seal_adapter(file: &mut [u8]) {
+    let end = file.len() - 4;
+    let crc = crate::crc32(&file[..end]).to_le_bytes();
+    file[end..].copy_from_slice(&crc);
+}
+
+fn some_adapter(network: &Network) -> AdapterData {
+    fixture::adapter(network, &[(0, 3), (2, 1), (5, 8)], Some(7), 0.3, 1)
+}
+
+#[test]
+fn networks_come_back_from_their_image() {
+    for network in [fixture::decoder(), fixture::encoder()] {
+        for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+            let image = image(&network, layout);
+            let base = Base::new(image.bytes()).unwrap();
+            assert_eq!(base.id(), network.id());
+            let back = Network::read(&base);
+            assert_eq!(back.id(), network.id(), "identity does not depend on the layout");
+            assert_eq!(back.ops, network.ops);
+            assert_eq!(back.tensors, network.tensors);
+            assert_eq!(back.site_names, network.site_names);
+            assert_eq!(back.labels, network.labels);
+            assert_eq!(base.streaming(), network.streaming());
+            assert_eq!(usize::from(base.n_sites()), network.site_names.len());
+            // Writing what was read gives the same bytes.
+            let again = back.write(layout, 4).unwrap();
+            assert!(again == image.bytes(), "the image is not stable");
+        }
+    }
+}
+
+#[test]
+fn any_change_of_content_changes_the_identity() {
+    let network = fixture::encoder();
+    let mut seen = vec![network.id()];
+    let mut differs = |network: Network| {
+        let id = network.id();
+        assert!(!seen.contains(&id));
+        seen.push(id);
+    };
+    let mut other = network.clone();
+    other.ops.swap(1, 2);
+    differs(other);
+    for tensor in 0..network.tensors.len() {
+        let mut other = network.clone();
+        match &mut other.tensors[tensor] {
+            Tensor::Codes { codes, .. } => codes[0] = codes[0].wrapping_add(1),
+            Tensor::Floats { data, .. } | Tensor::Matrix { data, .. } => data[0] += 1.0,
+        }
+        differs(other);
+    }
+    let mut other = network.clone();
+    other.site_names[0].push('x');
+    differs(other);
+    differs(Network { max_rows: 12, ..network });
+}
+
+#[test]
+fn adapters_come_back_from_their_file() {
+    for network in [fixture::decoder(), fixture::encoder()] {
+        let image = image(&network, Layout::RowMajor);
+        let base = Base::new(image.bytes()).unwrap();
+        let data = some_adapter(&network);
+        let file = data.write().unwrap();
+        let adapter = Adapter::new(&file, &base).unwrap();
+        assert_eq!(AdapterData::read(&adapter, &base), data);
+        let expected: usize = base
+            .sites()
+            .filter_map(|site| {
+                let rank = data.patches.iter().find(|patch| patch.site == site.index)?.scales.len();
+                Some(rank * (site.weight.rows + site.weight.cols))
+            })
+            .sum();
+        let head = data.head.as_ref().unwrap().codes.len();
+        assert_eq!(adapter.payload_bytes(), expected + head, "r (d + k) bytes per matrix, and the head");
+        assert_eq!(Preview::new(&file).unwrap().body.task, "tiny");
+    }
+}
+
+#[test]
+fn truncated_bases_are_refused_at_every_byte() {
+    let image = image(&fixture::encoder(), Layout::RowMajor);
+    for len in 0..image.bytes().len() {
+        let error = Base::new(&image.bytes()[..len]).unwrap_err();
+        assert!(matches!(error, Error::Truncated { .. }), "{len}: {error}");
+    }
+    // A partition is longer than the image in it.
+    let mut partition = image.bytes().to_vec();
+    partition.resize(partition.len() + 100, 0xff);
+    assert!(Base::new(Aligned::new(&partition).bytes()).is_ok());
+}
+
+#[test]
+fn flipped_bits_of_a_base_are_refused() {
+    let network = fixture::encoder();
+    let mut image = image(&network, Layout::RowMajor);
+    for bit in 0..image.bytes().len() * 8 {
+        image.bytes_mut()[bit / 8] ^= 1 << (bit % 8);
+        assert!(Base::new(image.bytes()).is_err(), "bit {bit}");
+        image.bytes_mut()[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert!(Base::new(image.bytes()).is_ok());
+}
+
+/// With the checksum made right again a flipped bit may give a valid base or an error, but never a panic; and a base that is
+/// accepted can be walked over whole.
+#[test]
+fn sealed_nonsense_never_panics() {
+    for network in [fixture::encoder(), fixture::decoder()] {
+        let original = image(&network, Layout::Dsp4x4);
+        let mut random = XorShift32::new(77);
+        let mut refused = 0;
+        for round in 0..6000 {
+            let mut image = original.clone();
+            for _ in 0..=round % 3 {
+                // Mostly in the manifest, where the structure is.
+                let bound = if round % 4 == 0 { image.bytes().len() } else { 1500 };
+                let bit = HEADER_BYTES * 8 + random.next_u32() as usize % ((bound - HEADER_BYTES) * 8);
+                image.bytes_mut()[bit / 8] ^= 1 << (bit % 8);
+            }
+            seal_base(&mut image);
+            match Base::new(image.bytes()) {
+                Ok(base) => {
+                    let _ = Network::read(&base).id();
+                    let mut tokens = [0; 40];
+                    let _ = base.tokenizer().map(|tokenizer| tokenizer.encode("abc \u{e9} ca".as_bytes(), &mut tokens));
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > 2000, "{refused}");
+    }
+}
+
+#[test]
+fn base_headers_say_what_is_wrong() {
+    let mut image = image(&fixture::encoder(), Layout::RowMajor);
+    image.bytes_mut()[0] = b'X';
+    let error = Base::new(image.bytes()).unwrap_err();
+    assert_eq!(error, Error::BadMagic { expected: *b"RPB", found: *b"XPB" });
+    assert_eq!(
+        error.to_string(),
+        "wrong magic: expected \"RPB\", found \"XPB\" (is this the right kind of file?)"
+    );
+    image.bytes_mut()[0] = b'R';
+    image.bytes_mut()[3] = 2;
+    assert_eq!(Base::new(image.bytes()).unwrap_err(), Error::UnknownVersion { expected: 1, found: 2 });
+    image.bytes_mut()[3] = 1;
+    let mut shifted = vec![0; image.bytes().len() + 1];
+    shifted[1..].copy_from_slice(image.bytes());
+    let shifted = Aligned::new(&shifted);
+    assert!(matches!(Base::new(&shifted.bytes()[1..]), Err(Error::Misaligned { expected: 16, found: 1, .. })));
+}
+
+fn base_error(change: impl FnOnce(&mut Network)) -> Error {
+    let mut network = fixture::encoder();
+    change(&mut network);
+    let image = match network.write(Layout::RowMajor, 4) {
+        Ok(image) => Aligned::new(&image),
+        Err(error) => return error,
+    };
+    Base::new(image.bytes()).unwrap_err()
+}
+
+#[test]
+fn senseless_networks_are_refused() {
+    let scale = |value: f32| {
+        move |network: &mut Network| {
+            let codes = network.tensors.iter_mut().find_map(|tensor| match tensor {
+                Tensor::Codes { scales, .. } => Some(scales),
+                _ => None,
+            });
+            codes.unwrap()[2] = value;
+        }
+    };
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, -0.5, 1e-40] {
+        let error = base_error(scale(value));
+        assert!(matches!(error, Error::BadScale { what: "row", index: 2, .. }), "{value}: {error}");
+    }
+    let weight = |network: &mut Network| {
+        let Tensor::Floats { data, .. } = &mut network.tensors[0] else { unreachable!() };
+        data[4] = f32::NAN;
+    };
+    assert_eq!(base_error(weight), Error::NotFinite { what: "weight", index: 4 });
+    assert!(matches!(base_error(|n| n.output = 999), Error::OutOfRange { what: "output", .. }));
+    assert!(matches!(
+        base_error(|n| {
+            n.site_names.pop();
+        }),
+        Error::ShapeMismatch { what: "number of site names", .. }
+    ));
+    assert!(matches!(
+        base_error(|n| {
+            n.labels.pop();
+        }),
+        Error::ShapeMismatch { what: "number of labels", .. }
+    ));
+    assert!(matches!(base_error(|n| n.ops[2] = Op::Silu { input: 2 }), Error::OutOfRange { .. }));
+    assert!(matches!(base_error(|n| n.ops[1] = n.ops[0]), Error::Malformed { .. }));
+    assert!(matches!(base_error(|n| n.max_rows = 14), Error::ShapeMismatch { what: "positions", .. }));
+    let narrow = |network: &mut Network| {
+        let Tensor::Codes { cols, codes, .. } = &mut network.tensors[1] else { unreachable!() };
+        *cols = 8;
+        codes.truncate(15 * 8);
+    };
+    assert!(matches!(base_error(narrow), Error::ShapeMismatch { what: "in_features", expected: 9, found: 8, .. }));
+    let float_matrix = |network: &mut Network| {
+        network.tensors[1] = Tensor::Matrix { rows: 15, cols: 9, data: vec![0.0; 135] };
+    };
+    assert!(matches!(base_error(float_matrix), Error::Malformed { .. }));
+}
+
+#[test]
+fn plans_that_overlap_are_refused() {
+    let network = fixture::encoder();
+    let original = image(&network, Layout::RowMajor);
+    let directory = {
+        let base = Base::new(original.bytes()).unwrap();
+        base.manifest().values.as_ptr().addr() - original.bytes().as_ptr().addr()
+    };
+    let mut refused = 0;
+    for value in 0..network.ops.len() {
+        let mut image = original.clone();
+        let at = directory + value * crate::base::VALUE_RECORD_BYTES;
+        if image.bytes()[at..at + 4] == [0; 4] {
+            continue;
+        }
+        image.bytes_mut()[at..at + 4].fill(0);
+        seal_base(&mut image);
+        let result = Base::new(image.bytes());
+        refused += usize::from(matches!(result, Err(Error::PlanOverlap { .. })));
+    }
+    assert!(refused > 5, "{refused}");
+}
+
+/// The error that a changed adapter for the tiny decoder gets.
+fn adapter_error(change: impl FnOnce(&mut AdapterData)) -> Error {
+    let network = fixture::decoder();
+    let image = image(&network, Layout::RowMajor);
+    let base = Base::new(image.bytes()).unwrap();
+    let mut data = some_adapter(&network);
+    change(&mut data);
+    Adapter::new(&data.write().unwrap(), &base).unwrap_err()
+}
+
+#[test]
+fn senseless_adapters_are_refused_each_with_its_own_error() {
+    let f16 = half::f16::from_f32;
+    let wrong = BaseId([9; 16]);
+    let expected = fixture::decoder().id();
+    assert_eq!(adapter_error(|a| a.base_id = wrong), Error::WrongBase { expected, found: wrong });
+    assert_eq!(
+        adapter_error(|a| a.patches[1].scales.clear()),
+        Error::RankOutOfRange { site: 2, rank: 0, max: 256 }
+    );
+    assert_eq!(
+        adapter_error(|a| a.patches[1].scales = vec![f16(0.1); 257]),
+        Error::RankOutOfRange { site: 2, rank: 257, max: 256 }
+    );
+    for value in [f32::NAN, f32::INFINITY, 0.0, -0.25] {
+        let error = adapter_error(|a| a.patches[2].scales[3] = f16(value));
+        assert!(matches!(error, Error::BadScale { what: "component", owner: 5, index: 3, .. }), "{value}: {error}");
+    }
+    assert_eq!(adapter_error(|a| a.patches[2].site = 99), Error::UnknownSite { site: 99, n_sites: 15 });
+    assert_eq!(adapter_error(|a| a.patches.swap(0, 1)), Error::SitesOutOfOrder { previous: 2, found: 0 });
+    assert_eq!(adapter_error(|a| a.patches[1].site = 0), Error::DuplicateSite { site: 0 });
+    assert_eq!(
+        adapter_error(|a| {
+            a.patches.clear();
+            a.head = None;
+        }),
+        Error::NothingToApply
+    );
+    assert!(matches!(
+        adapter_error(|a| {
+            a.patches[0].lora_a.pop();
+        }),
+        Error::Truncated { what: "adapter payload", .. }
+    ));
+    assert!(matches!(
+        adapter_error(|a| a.patches[0].lora_a.push(1)),
+        Error::TrailingBytes { what: "adapter payload", .. }
+    ));
+    assert!(matches!(adapter_error(|a| a.patches[0].lora_a[2] = -128), Error::OutOfRange { .. }));
+    for value in [0.0, -1.0, f32::NAN] {
+        assert!(matches!(adapter_error(|a| a.alpha = value), Error::BadScale { what: "alpha", .. }));
+    }
+    assert!(matches!(adapter_error(|a| a.task.clear()), Error::OutOfRange { .. }));
+    assert!(matches!(adapter_error(|a| a.self_test.rows = 0), Error::OutOfRange { .. }));
+    assert!(matches!(adapter_error(|a| a.self_test.rows = 25), Error::OutOfRange { found: 25, max: 24, .. }));
+    let head = |change: fn(&mut crate::write::HeadData)| adapter_error(|a| change(a.head.as_mut().unwrap()));
+    assert!(matches!(head(|h| h.scales[1] = half::f16::NAN), Error::BadScale { what: "head row", .. }));
+    assert!(matches!(head(|h| h.bias[1] = f32::NAN), Error::NotFinite { .. }));
+    assert!(matches!(head(|h| h.bias.truncate(3)), Error::ShapeMismatch { .. }));
+    assert!(matches!(head(|h| h.labels.truncate(3)), Error::ShapeMismatch { .. }));
+    assert!(matches!(head(|h| h.codes.truncate(3)), Error::Truncated { .. }));
+}
+
+#[test]
+fn truncated_flipped_and_lengthened_adapters_are_refused() {
+    let network = fixture::decoder();
+    let image = image(&network, Layout::RowMajor);
+    let base = Base::new(image.bytes()).unwrap();
+    let mut file = some_adapter(&network).write().unwrap();
+    for len in 0..file.len() {
+        let error = Adapter::new(&file[..len], &base).unwrap_err();
+        assert!(matches!(error, Error::Truncated { .. }), "{len}: {error}");
+    }
+    for bit in 0..file.len() * 8 {
+        file[bit / 8] ^= 1 << (bit % 8);
+        let error = Adapter::new(&file, &base).unwrap_err();
+        if bit >= 64 {
+            assert!(matches!(error, Error::Corrupt { .. }), "bit {bit}: {error}");
+        }
+        file[bit / 8] ^= 1 << (bit % 8);
+    }
+    file.push(0);
+    assert!(matches!(Adapter::new(&file, &base), Err(Error::TrailingBytes { what: "adapter file", .. })));
+}
+
+#[test]
+fn sealed_nonsense_in_adapters_never_panics() {
+    let network = fixture::decoder();
+    let image = image(&network, Layout::RowMajor);
+    let base = Base::new(image.bytes()).unwrap();
+    let original = some_adapter(&network).write().unwrap();
+    let mut random = XorShift32::new(5);
+    for _ in 0..20_000 {
+        let mut file = original.clone();
+        for _ in 0..=random.next_u32() % 3 {
+            let bit = 64 + random.next_u32() as usize % 1500;
+            file[bit / 8] ^= 1 << (bit % 8);
+        }
+        seal_adapter(&mut file);
+        if let Ok(adapter) = Adapter::new(&file, &base) {
+            assert_eq!(adapter.patches(&base).count(), usize::from(adapter.n_patches()));
+        }
+    }
+}
+
+fn framed(bytes: &[u8]) -> Vec<Result<Vec<u8>, ()>> {
+    let mut deframer = Deframer::new();
+    let mut frames = Vec::new();
+    for byte in bytes {
+        match deframer.push(*byte) {
+            Framed::Incomplete => {}
+            Framed::Message(message) => frames.push(Ok(message.to_vec())),
+            Framed::Bad => frames.push(Err(())),
+        }
+    }
+    frames
+}
+
+fn frame(id: u8, message: &impl serde::Serialize) -> Vec<u8> {
+    let (mut scratch, mut frame) = ([0; link::MAX_MESSAGE_BYTES], [0; link::MAX_FRAME_BYTES]);
+    link::encode(id, message, &mut scratch, &mut frame).unwrap().to_vec()
+}
+
+#[test]
+fn messages_come_back_from_their_frames() {
+    let data: Vec<u8> = (0..link::MAX_DATA_BYTES).map(|i| (i % 7 * (i % 3)) as u8).collect();
+    let requests = [
+        Request::Info,
+        Request::Begin { slot: 3, len: 12_345, crc: 0xdead_beef },
+        Request::Chunk { offset: 70_000, data: &data },
+        Request::Activate { slot: 1, mode: Mode::Merged },
+        Request::Generate { prompt: "Once upon", max_tokens: 20, temperature: 0.5, seed: 1 },
+    ];
+    let mut wire = vec![0, 0, 9, 1, 2, 3, 0];
+    for (id, request) in (0u8..).zip(&requests) {
+        wire.extend(frame(id, request));
+    }
+    let frames = framed(&wire);
+    assert_eq!(frames[0], Err(()), "garbage between frames");
+    for ((id, request), message) in (0u8..).zip(&requests).zip(&frames[1..]) {
+        assert_eq!(link::decode::<Request<'_>>(message.as_ref().unwrap()), Ok((id, *request)));
+    }
+    // A stuffed frame holds no zero but its last byte, and the chunk is the longest message.
+    assert!(frame(2, &requests[2]).iter().rev().skip(1).all(|byte| *byte != 0));
+    let refusal = Response::from(Error::RankOutOfRange { site: 3, rank: 0, max: 256 });
+    assert_eq!(refusal, Response::Error { code: ErrorCode::RankOutOfRange, expected: 256, found: 0 });
+}
+
+#[test]
+fn damaged_frames_are_refused() {
+    let whole = frame(9, &Request::Chunk { offset: 5, data: &[1, 2, 3, 0, 0, 9] });
+    let decode = |bytes: &[u8]| match framed(bytes).as_slice() {
+        [Ok(message)] => link::decode::<Request<'_>>(message).map(|_| ()).map_err(Some),
+        _ => Err(None),
+    };
+    assert_eq!(decode(&whole), Ok(()));
+    for len in 0..whole.len() - 1 {
+        let mut cut = whole[..len].to_vec();
+        cut.push(0);
+        assert!(decode(&cut).is_err(), "{len} bytes");
+    }
+    for bit in 0..(whole.len() - 1) * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(decode(&flipped).is_err(), "bit {bit}");
+    }
+    let long = vec![1; link::MAX_FRAME_BYTES + 1].into_iter().chain([0]).collect::<Vec<u8>>();
+    assert_eq!(framed(&long), [Err(())]);
+    let mut after_long = long;
+    after_long.extend(&whole);
+    assert_eq!(framed(&after_long).len(), 2, "a long frame does not spoil the next");
+    let mut message = framed(&whole).remove(0).unwrap();
+    message[0] = 2;
+    let end = message.len() - 4;
+    let crc = crate::crc32(&message[..end]).to_le_bytes();
+    message[end..].copy_from_slice(&crc);
+    assert_eq!(
+        link::decode::<Request<'_>>(&message),
+        Err(Error::UnknownVersion { expected: 1, found: 2 })
+    );
+}
+
+#[test]
+fn tokenizer_merges_the_best_pair_first_and_falls_back_to_bytes() {
+    let image = image(&fixture::decoder(), Layout::RowMajor);
+    let base = Base::new(image.bytes()).unwrap();
+    let tokenizer = base.tokenizer().unwrap();
+    let encode = |text: &str| {
+        let mut tokens = [0; 64];
+        let len = tokenizer.encode(text.as_bytes(), &mut tokens).unwrap();
+        tokens[..len].iter().map(|id| tokenizer.piece(*id).to_vec()).skip(1).collect::<Vec<_>>()
+    };
+    let pieces = |pieces: &[&str]| pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect::<Vec<_>>();
+    assert_eq!(encode(""), pieces(&[]));
+    // "ab" (-5) goes before "bc" (-6) and " a" (-7).
+    assert_eq!(encode("abc"), pieces(&[" ", "abc"]));
+    assert_eq!(encode("cab"), pieces(&[" ", "cab"]));
+    assert_eq!(encode("a\u{e9}"), pieces(&[" a", "\u{e9}"]));
+    assert_eq!(encode("x\n"), pieces(&[" ", "x", "\n"]));
+    assert_eq!(encode("\u{20ac}").len(), 4, "three byte tokens for a character without a piece");
+    let mut tokens = [0; 3];
+    assert!(matches!(
+        tokenizer.encode(b"abc", &mut tokens),
+        Err(Error::BufferTooSmall { found: 3, .. })
+    ));
+    let mut tokens = [0; 8];
+    let len = tokenizer.encode(b"abc", &mut tokens).unwrap();
+    let mut text: Vec<u8> = Vec::new();
+    for pair in tokens[..len].windows(2) {
+        text.extend(tokenizer.decode(pair[0], pair[1]));
+    }
+    assert_eq!(text, b"abc", "the leading space is dropped");
+}
+
+/// Files under `tests/golden/` are what this version writes, byte for byte. `cargo xtask golden` writes them anew; a change
+/// is reviewed as a change of the format.
+#[test]
+fn golden_files_are_what_is_written() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let decoder = fixture::decoder();
+    let encoder = fixture::encoder();
+    let bodies = [
+        ("decoder-rowmajor.rpb", decoder.write(Layout::RowMajor, 4).unwrap()),
+        ("decoder-dsp4x4.rpb", decoder.write(Layout::Dsp4x4, 4).unwrap()),
+        ("encoder-rowmajor.rpb", encoder.write(Layout::RowMajor, 4).unwrap()),
+        ("decoder.rpa", some_adapter(&decoder).write().unwrap()),
+        ("encoder.rpa", some_adapter(&encoder).write().unwrap()),
+        ("begin.frame", frame(1, &Request::Begin { slot: 3, len: 12_345, crc: 0xdead_beef })),
+        ("progress.frame", frame(1, &Response::Progress { next: 4096 })),
+    ];
+    for (name, bytes) in bodies {
+        let path = folder.join(name);
+        if std::env::var_os("RANKPATCH_WRITE_GOLDEN").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(golden == bytes, "{name} differs from what is written now: see `cargo xtask golden`");
+    }
+}

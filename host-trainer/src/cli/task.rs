@@ -1,0 +1,103 @@
+//! What `train` and `eval` have in common: the task's file with overrides from the command line, its base, and adapters
+//! as they lie on disk.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, error::Error as ClapError};
+use rankpatch_format::adapter::Adapter;
+use rankpatch_format::layout::Layout;
+use rankpatch_format::write::{AdapterData, Network};
+
+use super::exit::{At as _, Outcome};
+use crate::base::Image;
+use crate::export::{dequantize, export};
+use crate::lora::FloatAdapter;
+use crate::sim::Simulator;
+use crate::train::TrainConfig;
+use crate::{Error, import, peft};
+
+/// Every key of the configuration as an option, `--learning-rate 1e-3`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Overrides(pub(super) Vec<(String, String)>);
+
+/// Options that every key has under `train`; `base` and `data` alone under `eval`.
+fn options() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TrainConfig::keys()
+}
+
+impl FromArgMatches for Overrides {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
+        let given = options().filter_map(|(key, _)| Some((key.to_owned(), matches.get_one::<String>(key)?.clone())));
+        Ok(Self(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), ClapError> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for Overrides {
+    fn augment_args(command: Command) -> Command {
+        command.next_help_heading("Configuration (overrides the task's file)").args(options().map(|(key, expected)| {
+            let option = Arg::new(key).long(key.replace('_', "-")).value_name("VALUE").help(expected);
+            if key.contains('_') { option.alias(key) } else { option }
+        }))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+/// A base as it trains and as it runs.
+pub(super) struct LoadedBase {
+    pub(super) network: Network,
+    pub(super) image: Image,
+}
+
+/// Loads a base image, or imports and quantizes a model.
+pub(super) fn load_base(path: &Path) -> Outcome<LoadedBase> {
+    let is_image = path.extension().is_some_and(|extension| extension == "rpb");
+    let image = if is_image {
+        Image::read(path)?
+    } else {
+        // The layout of the host; adapters do not depend on it.
+        let network = import::load(path)?;
+        Image::build(&network, Layout::RowMajor, 16).at(path)?
+    };
+    let network = Network::read(&image.base().at(path)?);
+    Ok(LoadedBase { network, image })
+}
+
+/// An adapter in float and as a file.
+pub(super) struct LoadedAdapter {
+    pub(super) float: FloatAdapter,
+    pub(super) file: Vec<u8>,
+}
+
+/// Loads an adapter file or a PEFT folder. The float factors of a file are those that its codes stand for; the file of a
+/// folder is what exporting it gives.
+pub(super) fn load_adapter(path: &Path, base: &LoadedBase) -> Outcome<LoadedAdapter> {
+    if path.is_dir() {
+        let float = peft::read(path, &base.network)?;
+        let file = export(&float, &base.network, 0, |file| digest(&base.image, file))?.file;
+        return Ok(LoadedAdapter { float, file });
+    }
+    let file = std::fs::read(path).map_err(Error::io(path))?;
+    let image = base.image.base()?;
+    let adapter = Adapter::new(&file, &image).at(path)?;
+    let float = dequantize(&AdapterData::read(&adapter, &image), &base.network).at(path)?;
+    Ok(LoadedAdapter { float, file })
+}
+
+/// The digest of an adapter's self-test, measured with the device's code.
+pub(super) fn digest(image: &Image, file: &[u8]) -> crate::Result<u64> {
+    let mode = rankpatch_format::link::Mode::Streamed;
+    Simulator::new(image.clone())?.with_adapter(file.to_vec(), mode)?.self_test_digest()
+}
+
+/// Where the results of a task go if nothing is said.
+pub(super) fn default_folder(task: &str) -> PathBuf {
+    PathBuf::from(task)
+}

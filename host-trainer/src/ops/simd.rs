@@ -1,0 +1,52 @@
+//! One door to the processor's vector unit.
+//!
+//! Kernels are plain loops over arrays of fixed width with [`f32::mul_add`]. Inside [`vectorized`] the compiler may use
+//! whatever the processor has (found out at run time), so a multiply-add is one instruction. As the loops fix every
+//! order and every rounding, all processors give the same bits.
+
+use pulp::Arch;
+
+/// Lanes of the sums in kernels; a register of AVX2.
+pub(super) const LANES: usize = 8;
+
+/// Runs a kernel with the best instructions there are. The kernel must be a closure over `#[inline(always)]` functions.
+#[inline(always)]
+pub(super) fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
+    Arch::new().dispatch(kernel)
+}
+
+/// Sum of `f(i)` for `i` in `0..len` in a fixed order: eight interleaved sums, then a tree.
+#[inline(always)]
+pub(super) fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let whole = len / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(i + lane);
+        }
+        i += LANES;
+    }
+    for (lane, i) in (whole..len).enumerate() {
+        lanes[lane] += f(i);
+    }
+    tree(lanes)
+}
+
+#[inline(always)]
+fn tree(l: [f32; LANES]) -> f32 {
+    ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+}
+
+/// Largest of the values, at least `start`.
+#[inline(always)]
+pub(super) fn largest(values: &[f32], start: f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    rest.iter().chain(&lanes).fold(start, |m, &value| if value > m { value } else { m })
+}
