@@ -100,7 +100,11 @@ impl<'a> Engine<'a> {
         self.position
     }
 
-    fn check_adapter(&self, adapter: &Adapter<'_>) -> Result<()> {
+    /// Whether `adapter` can be attached: it is for this base, and there is room for its head's outputs.
+    ///
+    /// # Errors
+    /// [`rankpatch_format::Error::WrongBase`], [`Error::HeadTooLarge`].
+    pub fn check(&self, adapter: &Adapter<'_>) -> Result<()> {
         let (expected, found) = (self.base.id(), adapter.body().base_id);
         if expected != found {
             return Err(rankpatch_format::Error::WrongBase { expected, found }.into());
@@ -119,7 +123,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// [`rankpatch_format::Error::WrongBase`], [`Error::HeadTooLarge`]; the adapter before stays applied.
     pub fn attach(&mut self, adapter: Adapter<'a>) -> Result<Attachment> {
-        self.check_adapter(&adapter)?;
+        self.check(&adapter)?;
         let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied: 0 };
         self.attached = Some(Attached { adapter, merged: None });
         self.reset();
@@ -133,7 +137,7 @@ impl<'a> Engine<'a> {
     /// [`Error::MergeBufferTooSmall`], [`Error::Misaligned`], and those of [`Engine::attach`]; the adapter before stays
     /// applied.
     pub fn attach_merged(&mut self, adapter: Adapter<'a>, memory: &'a mut [u8]) -> Result<Attachment> {
-        self.check_adapter(&adapter)?;
+        self.check(&adapter)?;
         let (expected, found) = (merged_bytes(&self.base, &adapter), memory.len());
         if found < expected {
             return Err(Error::MergeBufferTooSmall { expected, found });

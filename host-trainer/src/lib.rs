@@ -1,6 +1,8 @@
 //! Rankpatch trainer.
 
+pub mod cli;
 pub mod client;
+pub mod sim;
 pub mod import;
 pub mod features;
 pub mod data;

@@ -2,7 +2,7 @@
 //! here, and has the same bits as on the chip.
 //!
 //! A [`Simulator`] owns a base image and at most one adapter. An [`Engine`] borrows its memory, so it lives inside a call:
-//! [`Simulator::session`] for one, [`Simulator::map`] for one per thread. This module knows no task and no metric.
+//! [`Simulator::session`] for one, [`Simulator::map`] for one per thread. What a metric is, [`crate::train`] knows.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,6 +14,7 @@ use rankpatch_runtime::{Attachment, Engine, MIN_HEAD_OUTPUTS, Sampler, arena_byt
 use rayon::prelude::*;
 
 use crate::base::Image;
+use crate::train::{Example, Metric, Sequence, Tally, Target, metric_of, negative_log_likelihood};
 use crate::{Error, Result};
 
 /// What a network reads.
@@ -212,13 +213,30 @@ impl Simulator {
     /// # Errors
     /// As [`Simulator::outputs`].
     pub fn negative_log_likelihoods<S: AsRef<[u16]> + Sync>(&self, sequences: &[S]) -> Result<Vec<f64>> {
-        self.map(sequences, |engine, sequence| {
-            let Some((_, targets @ [_, ..])) = sequence.as_ref().split_first() else { return Ok(0.0) };
-            let inputs = &sequence.as_ref()[..targets.len()];
-            let mut nats = 0.0;
-            engine.run_tokens_each(inputs, |at, logits| nats += nll(logits, usize::from(targets[at])))?;
-            Ok(nats)
-        })
+        self.map(sequences, |engine, sequence| text_nats(engine, sequence.as_ref()))
+    }
+
+    /// Measures `examples`: texts in bits per character, classes in accuracy. The counterpart of
+    /// [`crate::train::evaluate_float`].
+    ///
+    /// # Errors
+    /// As [`Simulator::outputs`].
+    pub fn evaluate(&self, examples: &[Example]) -> Result<Metric> {
+        let results = self.map(examples, |engine, example| match (&example.sequence, example.target) {
+            (Sequence::Tokens(tokens), Target::Next { .. }) => Ok(Measured::Nats(text_nats(engine, tokens)?)),
+            (Sequence::Tokens(tokens), Target::Class(_)) => Ok(Measured::Outputs(engine.run_tokens(tokens)?.to_vec())),
+            (Sequence::Features(rows), _) => Ok(Measured::Outputs(engine.run_features(rows)?.to_vec())),
+        })?;
+        let mut tally = Tally::new(metric_of(examples));
+        for (example, result) in examples.iter().zip(results) {
+            match (result, example.target) {
+                (Measured::Nats(nats), Target::Next { characters }) => tally.text(nats, characters),
+                (Measured::Outputs(outputs), Target::Class(class)) => tally.answer(&outputs, class),
+                // Features have classes, not texts: [`crate::train::TaskData`] refuses anything else.
+                _ => {}
+            }
+        }
+        Ok(tally.metric())
     }
 
     /// The digest that the self-test of the adapter has on the device, which its file states.
@@ -297,11 +315,21 @@ pub fn run<'e>(engine: &'e mut Engine<'_>, input: Input<'_>) -> Result<&'e [f32]
     })
 }
 
-/// -ln softmax(logits)\[target\], in f64 over the given f32 logits.
-fn nll(logits: &[f32], target: usize) -> f64 {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, logit| largest.max(*logit));
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
-    sum.ln() + f64::from(largest) - f64::from(logits[target])
+/// What running an example gives.
+enum Measured {
+    Nats(f64),
+    Outputs(Vec<f32>),
+}
+
+/// The negative log-likelihood of the tokens of a text after the first.
+fn text_nats(engine: &mut Engine<'_>, tokens: &[u16]) -> Result<f64> {
+    let Some((_, targets @ [_, ..])) = tokens.split_first() else { return Ok(0.0) };
+    let mut nats = 0.0;
+    // The last token is only ever a target.
+    engine.run_tokens_each(&tokens[..targets.len()], |at, logits| {
+        nats += negative_log_likelihood(logits, usize::from(targets[at]));
+    })?;
+    Ok(nats)
 }
 
 /// Zeroed memory for `bytes` bytes, aligned as arenas are.

@@ -17,7 +17,7 @@ use crate::log::{Line, LogReader};
 
 /// With [`Options::count_instructions`] every instruction takes 2^7 ns of the device's time. That is 3.2 ticks of a 25 MHz
 /// timer, so that the difference of two readings, off by less than a tick, gives the exact number of instructions.
-pub const ICOUNT_SHIFT: u32 = 7;
+pub const ICOUNT_SHIFT: u32 = 6;
 
 /// What every board logs when bytes may be sent to it.
 pub const LISTENING: &str = "listening";

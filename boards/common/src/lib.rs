@@ -7,6 +7,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod app;
 pub mod nor;
 pub mod ring;
 

@@ -28,7 +28,7 @@ mod pack;
 mod row_major;
 mod up;
 
-use core::mem::{self, MaybeUninit};
+use core::mem::MaybeUninit;
 
 use super::layout::Layout;
 use super::reference;
@@ -67,10 +67,10 @@ pub(super) fn pack<'a>(x: &[i8], scratch: &'a mut [i32]) -> Words<'a> {
     let Some(words) = scratch.get_mut(..2 * x.len().div_ceil(4)) else { return Words::default() };
     let even_sum = pack::blocks(x.as_chunks().0, words);
     let mut packed = Words { blocks: &[], tail: [0; 2], even_sum };
-    if let (true, Some(last)) = (x.len() % 4 != 0, words.last_chunk_mut()) {
-        let even;
-        (*last, packed.tail, even) = pack::tails(x);
-        packed.even_sum += even;
+    if let (true, [.., odd, even]) = (x.len() % 4 != 0, &mut *words) {
+        let tail_sum;
+        ([*odd, *even], packed.tail, tail_sum) = pack::tails(x);
+        packed.even_sum += tail_sum;
     }
     packed.blocks = words;
     packed
@@ -80,11 +80,12 @@ pub(super) fn pack_pair<'a>([x0, x1]: [&[i8]; 2], scratch: &'a mut [i32]) -> Pai
     let Some(words) = scratch.get_mut(..4 * x0.len().div_ceil(4)) else { return PairWords::default() };
     let even_sums = pack::pair_blocks(x0.as_chunks().0, x1.as_chunks().0, words);
     let mut packed = PairWords { blocks: &[], tail: [0; 4], even_sums };
-    if let (true, Some(last)) = (x0.len() % 4 != 0, words.last_chunk_mut()) {
-        let ((last0, tail0, even0), (last1, tail1, even1)) = (pack::tails(x0), pack::tails(x1));
-        *last = [last0[0], last0[1], last1[0], last1[1]];
+    if let (true, [.., odd0, even0, odd1, even1]) = (x0.len() % 4 != 0, &mut *words) {
+        let (tail0, tail1, sum0, sum1);
+        ([*odd0, *even0], tail0, sum0) = pack::tails(x0);
+        ([*odd1, *even1], tail1, sum1) = pack::tails(x1);
         packed.tail = [tail0[0], tail0[1], tail1[0], tail1[1]];
-        packed.even_sums = [even_sums[0] + even0, even_sums[1] + even1];
+        packed.even_sums = [even_sums[0] + sum0, even_sums[1] + sum1];
     }
     packed.blocks = words;
     packed
@@ -94,7 +95,7 @@ pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], words: &Words<'_>, acc: &
     match layout {
         Layout::RowMajor => down(w, x, words, acc),
         Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => matrix::gemv(w, words.blocks, acc),
-        Layout::Dsp4x4 => reference::gemv(layout, w, x, acc),
+        Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
     }
 }
 
@@ -111,8 +112,8 @@ pub(super) fn gemm2(
             matrix::gemm2(w, words.blocks, [acc0, acc1]);
         }
         Layout::Dsp4x4 => {
-            reference::gemv(layout, w, x[0], acc0);
-            reference::gemv(layout, w, x[1], acc1);
+            reference::dsp4x4(w, x[0], acc0);
+            reference::dsp4x4(w, x[1], acc1);
         }
     }
 }
@@ -120,16 +121,14 @@ pub(super) fn gemm2(
 pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
     let k = x.len();
     if k < 4 {
-        return reference::gemv(Layout::RowMajor, a, x, z);
+        return reference::row_major(a, x, z);
     }
-    z.fill(0);
     if !words.blocks.is_empty() {
-        let mut even_sum = words.even_sum;
-        for_chunks(k, words.blocks, 2, &words.tail, |columns| {
-            row_major::down(a, k, columns, mem::take(&mut even_sum), z);
-        });
+        z.fill(-128 * words.even_sum);
+        row_major::down(a, k, columns(k, words.blocks, &words.tail), z);
         return;
     }
+    z.fill(0);
     let mut words = [MaybeUninit::uninit(); 2 * STACK_BLOCKS];
     let mut start = 0;
     for codes in x.chunks(4 * STACK_BLOCKS) {
@@ -138,26 +137,20 @@ pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
         let mut columns = Columns { start, blocks: blocks.len(), words, tail: None };
         let tail;
         if !rest.is_empty() {
-            let even;
-            (_, tail, even) = pack::tails(x);
+            let tail_sum;
+            (_, tail, tail_sum) = pack::tails(x);
             columns.tail = Some(&tail);
-            even_sum += even;
+            even_sum += tail_sum;
         }
-        row_major::down(a, k, columns, even_sum, z);
+        z.iter_mut().for_each(|z| *z = z.wrapping_sub(128 * even_sum));
+        row_major::down(a, k, columns, z);
         start += codes.len();
     }
 }
 
-/// Calls `run` for the columns of packed vectors of length `k`, so many at a time as the sums of a row-major matrix allow.
-fn for_chunks(k: usize, words: &[i32], words_per_block: usize, tail: &[i32], mut run: impl FnMut(Columns<'_>)) {
-    let (mut start, end) = (0, k / 4);
-    while start < end {
-        let blocks = ROW_MAJOR_BLOCKS.min(end - start);
-        let words = words.get(words_per_block * start..).unwrap_or(&[]);
-        let tail = (start + blocks == end && !k.is_multiple_of(4)).then_some(tail);
-        run(Columns { start: 4 * start, blocks, words, tail });
-        start += blocks;
-    }
+/// All columns of packed vectors of length `k`.
+fn columns<'a>(k: usize, words: &'a [i32], tail: &'a [i32]) -> Columns<'a> {
+    Columns { start: 0, blocks: k / 4, words, tail: (k % 4 != 0).then_some(tail) }
 }
 
 pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&mut [i32]; 2]) {
@@ -167,12 +160,9 @@ pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&
         down(a, x[1], &Words::default(), z1);
         return;
     }
-    z0.fill(0);
-    z1.fill(0);
-    let mut even_sums = words.even_sums;
-    for_chunks(k, words.blocks, 4, &words.tail, |columns| {
-        row_major::down2(a, k, columns, mem::take(&mut even_sums), [&mut *z0, &mut *z1]);
-    });
+    z0.fill(-128 * words.even_sums[0]);
+    z1.fill(-128 * words.even_sums[1]);
+    row_major::down2(a, k, columns(k, words.blocks, &words.tail), [z0, z1]);
 }
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {

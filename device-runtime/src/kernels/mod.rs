@@ -11,6 +11,7 @@
 
 mod layout;
 mod quantize;
+#[cfg_attr(target_arch = "arm", allow(dead_code, reason = "an Arm core has a kernel of its own for some of these"))]
 mod reference;
 pub mod sweep;
 #[cfg(test)]
@@ -22,6 +23,8 @@ mod dsp;
 use dsp as core_kernels;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
 mod portable;
+#[cfg(all(target_arch = "arm", not(feature = "dsp")))]
+mod thumb;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
 use portable as core_kernels;
 

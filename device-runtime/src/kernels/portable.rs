@@ -1,12 +1,16 @@
-//! The kernels of cores without the DSP extension: [`reference`] as it is. Vectors need no preparation, and where
-//! extending a sign costs nothing, two of them have nothing to share.
+//! The kernels of cores without the DSP extension: [`reference`], but for one loop on Arm. Vectors need no preparation, and
+//! where extending a sign costs nothing, two of them have nothing to share.
 
 use core::marker::PhantomData;
 
 use super::layout::Layout;
 use super::reference;
 
+#[cfg(not(target_arch = "arm"))]
+use super::reference::row_major;
 pub(super) use super::reference::up_add;
+#[cfg(target_arch = "arm")]
+use super::thumb::row_major;
 
 #[derive(Default)]
 pub(super) struct Words<'a>(PhantomData<&'a [i32]>);
@@ -23,7 +27,10 @@ pub(super) fn pack_pair<'a>(_x: [&[i8]; 2], _scratch: &'a mut [i32]) -> PairWord
 }
 
 pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: &mut [i32]) {
-    reference::gemv(layout, w, x, acc);
+    match layout {
+        Layout::RowMajor => row_major(w, x, acc),
+        Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
+    }
 }
 
 pub(super) fn gemm2(
@@ -33,14 +40,15 @@ pub(super) fn gemm2(
     _words: &PairWords<'_>,
     [acc0, acc1]: [&mut [i32]; 2],
 ) {
-    reference::gemv(layout, w, x0, acc0);
-    reference::gemv(layout, w, x1, acc1);
+    gemv(layout, w, x0, &Words::default(), acc0);
+    gemv(layout, w, x1, &Words::default(), acc1);
 }
 
 pub(super) fn down(a: &[i8], x: &[i8], _words: &Words<'_>, z: &mut [i32]) {
-    reference::gemv(Layout::RowMajor, a, x, z);
+    row_major(a, x, z);
 }
 
-pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, z: [&mut [i32]; 2]) {
-    gemm2(Layout::RowMajor, a, x, words, z);
+pub(super) fn down2(a: &[i8], [x0, x1]: [&[i8]; 2], _words: &PairWords<'_>, [z0, z1]: [&mut [i32]; 2]) {
+    row_major(a, x0, z0);
+    row_major(a, x1, z1);
 }

@@ -3,20 +3,7 @@
 //!
 //! Sums wrap. Within the documented limits they never do; beyond them a wrong sum is better than a panic on a device.
 
-use super::layout::{Layout, decode_word};
-
-pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], acc: &mut [i32]) {
-    match layout {
-        _ if x.is_empty() => acc.fill(0),
-        Layout::RowMajor => row_major(w, x, acc),
-        Layout::Dsp4x4 => {
-            for (rows, acc) in row_groups(w, x.len()).zip(acc.chunks_mut(4)) {
-                let sums = dot_blocks(rows, x);
-                acc.iter_mut().zip(sums).for_each(|(acc, sum)| *acc = sum);
-            }
-        }
-    }
-}
+use super::layout::decode_word;
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     // Ranks that are common get a loop of constant length, which the compiler unrolls.
@@ -55,8 +42,12 @@ fn shifted(sum: i32, shift: u32) -> i32 {
 }
 
 /// `acc[o] = sum_i w[o,i] * x[i]`, row-major: four rows at a time, so that each load of `x` serves four products.
-fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
+pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
     let k = x.len();
+    if k == 0 {
+        acc.fill(0);
+        return;
+    }
     let (acc4, acc1) = acc.as_chunks_mut::<4>();
     let (w4, w1) = w.split_at_checked(acc4.len() * 4 * k).unwrap_or((w, &[]));
     for (acc, rows) in acc4.iter_mut().zip(w4.chunks_exact(4 * k)) {
@@ -74,10 +65,8 @@ fn dot(row: &[i8], x: &[i8]) -> i32 {
 
 #[inline]
 fn dot4(rows: &[i8], x: &[i8]) -> [i32; 4] {
-    let k = x.len();
-    let (a, rows) = rows.split_at(k);
-    let (b, rows) = rows.split_at(k);
-    let (c, d) = rows.split_at(k);
+    let mut rest = rows.chunks_exact(x.len().max(1));
+    let [a, b, c, d] = [(); 4].map(|()| rest.next().unwrap_or(&[]));
     let mut sums = [0i32; 4];
     for ((((&x, &a), &b), &c), &d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
         let [s0, s1, s2, s3] = sums;
@@ -86,11 +75,15 @@ fn dot4(rows: &[i8], x: &[i8]) -> [i32; 4] {
     sums
 }
 
-/// The groups of four rows of a `Dsp4x4` matrix, as blocks of four words.
-fn row_groups(w: &[i8], k: usize) -> impl Iterator<Item = &[[[i8; 4]; 4]]> {
+/// `acc = W x` for a `Dsp4x4` matrix.
+pub(super) fn dsp4x4(w: &[i8], x: &[i8], acc: &mut [i32]) {
+    acc.fill(0);
     let (words, _) = w.as_chunks::<4>();
     let (blocks, _) = words.as_chunks::<4>();
-    blocks.chunks_exact(k.div_ceil(4).max(1))
+    // A group of four rows is a row of blocks of four words.
+    for (group, acc) in blocks.chunks_exact(x.len().div_ceil(4).max(1)).zip(acc.chunks_mut(4)) {
+        acc.iter_mut().zip(dot_blocks(group, x)).for_each(|(acc, sum)| *acc = sum);
+    }
 }
 
 /// The sums of one group of four rows.

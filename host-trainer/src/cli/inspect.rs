@@ -3,6 +3,8 @@
 mod adapter;
 mod base;
 
+pub(super) use adapter::payload_bytes;
+
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::VERSION;

@@ -11,6 +11,7 @@ mod features;
 mod inspect;
 mod progress;
 mod sim;
+mod task;
 #[cfg(test)]
 mod tests;
 mod train;

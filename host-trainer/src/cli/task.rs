@@ -1,7 +1,7 @@
 //! What `train` and `eval` have in common: the task's file with overrides from the command line, its base, and adapters
 //! as they lie on disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, error::Error as ClapError};
 use rankpatch_format::adapter::Adapter;
@@ -20,14 +20,9 @@ use crate::{Error, import, peft};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Overrides(pub(super) Vec<(String, String)>);
 
-/// Options that every key has under `train`; `base` and `data` alone under `eval`.
-fn options() -> impl Iterator<Item = (&'static str, &'static str)> {
-    TrainConfig::keys()
-}
-
 impl FromArgMatches for Overrides {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
-        let given = options().filter_map(|(key, _)| Some((key.to_owned(), matches.get_one::<String>(key)?.clone())));
+        let given = TrainConfig::keys().filter_map(|(key, _)| Some((key.to_owned(), matches.get_one::<String>(key)?.clone())));
         Ok(Self(given.collect()))
     }
 
@@ -39,7 +34,7 @@ impl FromArgMatches for Overrides {
 
 impl Args for Overrides {
     fn augment_args(command: Command) -> Command {
-        command.next_help_heading("Configuration (overrides the task's file)").args(options().map(|(key, expected)| {
+        command.next_help_heading("Configuration (overrides the task's file)").args(TrainConfig::keys().map(|(key, expected)| {
             let option = Arg::new(key).long(key.replace('_', "-")).value_name("VALUE").help(expected);
             if key.contains('_') { option.alias(key) } else { option }
         }))
@@ -95,9 +90,4 @@ pub(super) fn load_adapter(path: &Path, base: &LoadedBase) -> Outcome<LoadedAdap
 pub(super) fn digest(image: &Image, file: &[u8]) -> crate::Result<u64> {
     let mode = rankpatch_format::link::Mode::Streamed;
     Simulator::new(image.clone())?.with_adapter(file.to_vec(), mode)?.self_test_digest()
-}
-
-/// Where the results of a task go if nothing is said.
-pub(super) fn default_folder(task: &str) -> PathBuf {
-    PathBuf::from(task)
 }

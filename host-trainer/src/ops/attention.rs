@@ -4,7 +4,10 @@ use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_host};
-use super::{Result, check, math};
+use super::{Result, check};
+use head::{HeadGrads, Outputs, Sequence};
+
+mod head;
 
 /// Shape and masks of one attention.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +53,19 @@ impl AttentionShape {
 
     fn length(&self, sequence: usize) -> usize {
         self.lengths.get(sequence).copied().unwrap_or(self.seq)
+    }
+
+    /// One sequence of the batch.
+    fn sequence<'a>(&'a self, b: usize, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Sequence<'a> {
+        let q_rows = self.seq * self.n_heads * self.head_size;
+        let kv_rows = self.seq * self.n_kv_heads * self.head_size;
+        Sequence {
+            shape: self,
+            length: self.length(b),
+            q: &q[b * q_rows..][..q_rows],
+            k: &k[b * kv_rows..][..kv_rows],
+            v: &v[b * kv_rows..][..kv_rows],
+        }
     }
 
     /// Keys that query `t` of a sequence with `length` valid keys sees.
@@ -111,89 +127,31 @@ pub fn attention_composed(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionS
 /// Returns the output and, for each (sequence, head, query), the logarithm of the sum of exponentials.
 fn forward(q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape) -> (Vec<f32>, Vec<f32>) {
     let &AttentionShape { seq, n_heads, n_kv_heads, head_size, .. } = shape;
-    let (q_width, kv_width) = (n_heads * head_size, n_kv_heads * head_size);
-    let group = n_heads / n_kv_heads;
     let mut y = vec![0.0; q.len()];
     let mut log_sums = vec![0.0; shape.batch * n_heads * seq];
-    let outputs = y.par_chunks_mut(seq * q_width).zip(log_sums.par_chunks_mut(n_heads * seq));
+    let outputs = y.par_chunks_mut(seq * n_heads * head_size).zip(log_sums.par_chunks_mut(n_heads * seq));
     outputs.enumerate().for_each(|(b, (y, log_sums))| {
-        let q = &q[b * seq * q_width..][..seq * q_width];
-        let k = &k[b * seq * kv_width..][..seq * kv_width];
-        let v = &v[b * seq * kv_width..][..seq * kv_width];
-        let length = shape.length(b);
-        let heads: Vec<Vec<f32>> = log_sums
-            .par_chunks_mut(seq)
+        let sequence = shape.sequence(b, q, k, v);
+        let groups: Vec<Vec<Vec<f32>>> = log_sums
+            .par_chunks_mut(n_heads / n_kv_heads * seq)
             .enumerate()
-            .map(|(head, log_sums)| {
-                let k = Head::columns(k, kv_width, head / group, head_size);
-                let v = Head::rows(v, kv_width, head / group, head_size);
-                let mut y = vec![0.0; seq * head_size];
-                let mut scores = vec![0.0; seq];
-                for (t, (y, log_sum)) in y.chunks_exact_mut(head_size).zip(log_sums).enumerate() {
-                    let q = &q[t * q_width + head * head_size..][..head_size];
-                    let scores = &mut scores[..shape.visible(t, length)];
-                    k.scores(scores, q, shape.scale);
-                    let largest = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
-                    for score in scores.iter_mut() {
-                        *score = math::exp(*score - largest);
-                    }
-                    let sum: f32 = scores.iter().sum();
-                    *log_sum = largest + sum.ln();
-                    for (weight, v) in scores.iter().zip(v.0.chunks_exact(head_size)) {
-                        for (y, v) in y.iter_mut().zip(v) {
-                            *y += weight * v;
-                        }
-                    }
-                    for y in y {
-                        *y /= sum;
-                    }
-                }
-                y
-            })
+            .map(|(kv_head, log_sums)| head::forward(&sequence, kv_head, log_sums))
             .collect();
-        scatter(y, false, &heads, head_size);
+        scatter(y, false, groups.iter().flatten().map(Vec::as_slice), head_size);
     });
     (y, log_sums)
 }
 
-/// One head of a sequence, gathered.
-struct Head(Vec<f32>);
-
-impl Head {
-    /// [seq, head_size].
-    fn rows(x: &[f32], width: usize, head: usize, head_size: usize) -> Self {
-        Self(x.chunks_exact(width).flat_map(|row| &row[head * head_size..][..head_size]).copied().collect())
-    }
-
-    /// [head_size, seq].
-    fn columns(x: &[f32], width: usize, head: usize, head_size: usize) -> Self {
-        let columns = (0..head_size).flat_map(|c| x.chunks_exact(width).map(move |row| row[head * head_size + c]));
-        Self(columns.collect())
-    }
-
-    /// `scores[j] = scale * sum over c of q[c] * self[c, j]`, for a head stored by columns.
-    fn scores(&self, scores: &mut [f32], q: &[f32], scale: f32) {
-        let seq = self.0.len() / q.len();
-        scores.fill(0.0);
-        for (q, column) in q.iter().zip(self.0.chunks_exact(seq)) {
-            let q = q * scale;
-            for (score, k) in scores.iter_mut().zip(column) {
-                *score += q * k;
-            }
-        }
-    }
-}
-
 /// Writes heads [seq, head_size] side by side into rows.
-fn scatter(y: &mut [f32], accumulate: bool, heads: &[Vec<f32>], head_size: usize) {
-    let width = heads.len() * head_size;
-    y.par_chunks_mut(width).enumerate().for_each(|(t, y)| {
-        for (y, head) in y.chunks_exact_mut(head_size).zip(heads) {
-            for (y, x) in y.iter_mut().zip(&head[t * head_size..]) {
+fn scatter<'a>(y: &mut [f32], accumulate: bool, heads: impl Iterator<Item = &'a [f32]> + Clone, head_size: usize) {
+    let width = heads.clone().count() * head_size;
+    for (head, x) in heads.enumerate() {
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(head_size)) {
+            for (y, x) in y[head * head_size..].iter_mut().zip(x) {
                 *y = if accumulate { *y + x } else { *x };
             }
         }
-    });
+    }
 }
 
 struct Attention {
@@ -209,99 +167,36 @@ impl Backward for Attention {
     fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
         let shape = &self.shape;
         let &AttentionShape { batch, seq, n_heads, n_kv_heads, head_size, .. } = shape;
-        let (q_width, kv_width) = (n_heads * head_size, n_kv_heads * head_size);
+        let (q_rows, kv_rows) = (seq * n_heads * head_size, seq * n_kv_heads * head_size);
         let &[q, k, v] = args.inputs else { unreachable!("attention has three inputs") };
-        let (y, dy) = (args.output, &*args.grad);
-        // Gradients of all heads: [batch][kv head] -> (dq of each head of the group, dk, dv).
         let parts: Vec<Vec<HeadGrads>> = (0..batch)
             .into_par_iter()
             .map(|b| {
-                let rows = |width: usize| b * seq * width..(b + 1) * seq * width;
-                let (q, y, dy) = (&q[rows(q_width)], &y[rows(q_width)], &dy[rows(q_width)]);
-                let (k, v) = (&k[rows(kv_width)], &v[rows(kv_width)]);
-                (0..n_kv_heads)
-                    .into_par_iter()
-                    .map(|kv_head| {
-                        let log_sums = &self.log_sums[b * n_heads * seq..][..n_heads * seq];
-                        head_grads(shape, shape.length(b), kv_head, [q, k, v, y, dy], log_sums)
-                    })
-                    .collect()
+                let sequence = shape.sequence(b, q, k, v);
+                let outputs = Outputs {
+                    y: &args.output[b * q_rows..][..q_rows],
+                    dy: &args.grad[b * q_rows..][..q_rows],
+                    log_sums: &self.log_sums[b * n_heads * seq..][..n_heads * seq],
+                };
+                let kv_heads = (0..n_kv_heads).into_par_iter();
+                kv_heads.map(|kv_head| head::backward(&sequence, &outputs, kv_head)).collect()
             })
             .collect();
         let [dq, dk, dv] = sinks else { unreachable!("attention has three inputs") };
-        let spread = |sink: &mut Sink, len: usize, width: usize, pick: &dyn Fn(&HeadGrads) -> Vec<Vec<f32>>| {
-            sink.write(len, |grad, accumulate| {
-                for (grad, parts) in grad.chunks_exact_mut(seq * width).zip(&parts) {
-                    let heads: Vec<Vec<f32>> = parts.iter().flat_map(pick).collect();
-                    scatter(grad, accumulate, &heads, head_size);
-                }
+        dq.write(q.len(), |dq, accumulate| {
+            dq.par_chunks_mut(q_rows).zip(&parts).for_each(|(dq, parts)| {
+                scatter(dq, accumulate, parts.iter().flat_map(|part| &part.dq).map(Vec::as_slice), head_size);
             });
-        };
-        spread(dq, q.len(), q_width, &|part| part.dq.clone());
-        spread(dk, k.len(), kv_width, &|part| vec![part.dk.clone()]);
-        spread(dv, v.len(), kv_width, &|part| vec![part.dv.clone()]);
+        });
+        dk.write(k.len(), |dk, accumulate| {
+            dk.par_chunks_mut(kv_rows).zip(&parts).for_each(|(dk, parts)| {
+                scatter(dk, accumulate, parts.iter().map(|part| part.dk.as_slice()), head_size);
+            });
+        });
+        dv.write(v.len(), |dv, accumulate| {
+            dv.par_chunks_mut(kv_rows).zip(&parts).for_each(|(dv, parts)| {
+                scatter(dv, accumulate, parts.iter().map(|part| part.dv.as_slice()), head_size);
+            });
+        });
     }
-}
-
-/// Gradients of one key head and the query heads that read it.
-struct HeadGrads {
-    dq: Vec<Vec<f32>>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-}
-
-/// With `p` the probabilities and `d[t] = sum over c of dy[t, c] y[t, c]`:
-/// `dv = p^T dy`, `ds = p * (dy v^T - d)`, `dq = scale ds k`, `dk = scale ds^T q`.
-fn head_grads(
-    shape: &AttentionShape,
-    length: usize,
-    kv_head: usize,
-    [q, k, v, y, dy]: [&[f32]; 5],
-    log_sums: &[f32],
-) -> HeadGrads {
-    let &AttentionShape { seq, n_heads, n_kv_heads, head_size, scale, .. } = shape;
-    let (q_width, kv_width) = (n_heads * head_size, n_kv_heads * head_size);
-    let group = n_heads / n_kv_heads;
-    let k_columns = Head::columns(k, kv_width, kv_head, head_size);
-    let v_columns = Head::columns(v, kv_width, kv_head, head_size);
-    let k_rows = Head::rows(k, kv_width, kv_head, head_size);
-    let mut dk = vec![0.0; seq * head_size];
-    let mut dv = vec![0.0; seq * head_size];
-    let (mut p, mut dp) = (vec![0.0; seq], vec![0.0; seq]);
-    let dq = (kv_head * group..(kv_head + 1) * group)
-        .map(|head| {
-            let mut dq = vec![0.0; seq * head_size];
-            for (t, dq) in dq.chunks_exact_mut(head_size).enumerate() {
-                let row = t * q_width + head * head_size..t * q_width + (head + 1) * head_size;
-                let (q, y, dy) = (&q[row.clone()], &y[row.clone()], &dy[row]);
-                let visible = shape.visible(t, length);
-                let (p, dp) = (&mut p[..visible], &mut dp[..visible]);
-                k_columns.scores(p, q, scale);
-                let log_sum = log_sums[head * seq + t];
-                for p in p.iter_mut() {
-                    *p = math::exp(*p - log_sum);
-                }
-                v_columns.scores(dp, dy, 1.0);
-                let delta: f32 = dy.iter().zip(y).map(|(dy, y)| dy * y).sum();
-                for (dp, p) in dp.iter_mut().zip(&*p) {
-                    *dp = *p * (*dp - delta) * scale;
-                }
-                for (ds, k) in dp.iter().zip(k_rows.0.chunks_exact(head_size)) {
-                    for (dq, k) in dq.iter_mut().zip(k) {
-                        *dq += ds * k;
-                    }
-                }
-                for ((ds, p), (dk, dv)) in
-                    dp.iter().zip(&*p).zip(dk.chunks_exact_mut(head_size).zip(dv.chunks_exact_mut(head_size)))
-                {
-                    for ((dk, q), (dv, dy)) in dk.iter_mut().zip(q).zip(dv.iter_mut().zip(dy)) {
-                        *dk += ds * q;
-                        *dv += p * dy;
-                    }
-                }
-            }
-            dq
-        })
-        .collect();
-    HeadGrads { dq, dk, dv }
 }

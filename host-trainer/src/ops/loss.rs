@@ -4,6 +4,7 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_host};
+use super::simd::{largest, sum_by, vectorized};
 use super::{Result, check, math, parallel};
 
 /// `loss = sum over r of weights[r] * (log(sum over c of exp(logits[r, c])) - logits[r, targets[r]]) / sum of weights`.
@@ -35,9 +36,13 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
                     if weight == 0.0 {
                         continue;
                     }
-                    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-                    let exps = logits.iter().fold(0.0f32, |sum, &x| sum + math::exp(x - largest));
-                    *log_sum = largest + exps.ln();
+                    *log_sum = vectorized(
+                        #[inline(always)]
+                        || {
+                            let largest = largest(logits, f32::NEG_INFINITY);
+                            largest + sum_by(classes, |c| math::exp(logits[c] - largest)).ln()
+                        },
+                    );
                     sum += f64::from(weight) * f64::from(*log_sum - logits[target as usize]);
                 }
                 sum
@@ -122,10 +127,15 @@ impl Backward for CrossEntropy {
                         }
                         continue;
                     }
-                    for (dx, &x) in dx.iter_mut().zip(x) {
-                        let d = weight * math::exp(x - log_sum);
-                        *dx = if accumulate { *dx + d } else { d };
-                    }
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for (dx, &x) in dx.iter_mut().zip(x) {
+                                let d = weight * math::exp(x - log_sum);
+                                *dx = if accumulate { *dx + d } else { d };
+                            }
+                        },
+                    );
                     dx[target as usize] -= weight;
                 }
             });

@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_values};
+use super::simd::{sum_by, vectorized};
 use super::{Result, check, parallel};
 
 /// `y[r, c] = x[r, c] / sqrt(mean over c of x[r, c]^2 + eps) * weight[c]`.
@@ -65,32 +66,39 @@ fn norm(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, ep
     with_values(&x, |x| {
         let piece = parallel::rows_per_piece(width) * width;
         y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let (mean, scale) = statistics(x, bias.is_some(), eps);
-                for ((y, x), weight) in y.iter_mut().zip(x).zip(&weight) {
-                    *y = (x - mean) * scale * weight;
-                }
-                if let Some(bias) = &bias {
-                    for (y, bias) in y.iter_mut().zip(bias) {
-                        *y += bias;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        normalize(y, x, &weight, bias.as_deref(), eps);
                     }
-                }
-            }
+                },
+            );
         });
     })?;
     Ok(node(&[&x], Output::Host(y), (rows, width), || Norm { op, centered: bias.is_some(), weight, eps })?)
 }
 
-/// Mean (0 unless centered) and 1 / standard deviation of a row.
-fn statistics(x: &[f32], centered: bool, eps: f32) -> (f32, f32) {
-    let width = x.len() as f32;
-    let mean = if centered { sum(x.iter().copied()) / width } else { 0.0 };
-    let square = sum(x.iter().map(|x| (x - mean) * (x - mean))) / width;
-    (mean, 1.0 / (square + eps).sqrt())
+#[inline(always)]
+fn normalize(y: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, eps: f32) {
+    let (mean, scale) = statistics(x, bias.is_some(), eps);
+    for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+        *y = (x - mean) * scale * weight;
+    }
+    if let Some(bias) = bias {
+        for (y, bias) in y.iter_mut().zip(bias) {
+            *y += bias;
+        }
+    }
 }
 
-fn sum(values: impl Iterator<Item = f32>) -> f32 {
-    values.fold(0.0, |sum, value| sum + value)
+/// Mean (0 unless centered) and 1 / standard deviation of a row.
+#[inline(always)]
+fn statistics(x: &[f32], centered: bool, eps: f32) -> (f32, f32) {
+    let width = x.len() as f32;
+    let mean = if centered { sum_by(x.len(), |c| x[c]) / width } else { 0.0 };
+    let square = sum_by(x.len(), |c| (x[c] - mean) * (x[c] - mean)) / width;
+    (mean, 1.0 / (square + eps).sqrt())
 }
 
 struct Norm {
@@ -105,28 +113,40 @@ impl Backward for Norm {
         self.op
     }
 
-    /// With `g = dy * weight` and `n = (x - mean) * scale`:
-    /// `dx = scale (g - [mean of g, if centered] - n * mean of g n)`.
     fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
         let x = args.inputs[0];
-        let weight = &self.weight;
-        let width = weight.len();
+        let width = self.weight.len();
         let piece = parallel::rows_per_piece(width) * width;
         sinks[0].write(x.len(), |dx, accumulate| {
             let inputs = x.par_chunks(piece).zip(args.grad.par_chunks(piece));
             dx.par_chunks_mut(piece).zip(inputs).for_each(|(dx, (x, dy))| {
-                let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-                for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                    let (mean, scale) = statistics(x, self.centered, self.eps);
-                    let g = || dy.iter().zip(weight).map(|(dy, weight)| dy * weight);
-                    let mean_g = if self.centered { sum(g()) / width as f32 } else { 0.0 };
-                    let mean_gn = sum(g().zip(x).map(|(g, x)| g * (x - mean) * scale)) / width as f32;
-                    for ((dx, x), g) in dx.iter_mut().zip(x).zip(g()) {
-                        let d = scale * (g - mean_g - (x - mean) * scale * mean_gn);
-                        *dx = if accumulate { *dx + d } else { d };
-                    }
-                }
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+                        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
+                            self.row(dx, accumulate, x, dy);
+                        }
+                    },
+                );
             });
         });
+    }
+}
+
+impl Norm {
+    /// With `g = dy * weight` and `n = (x - mean) * scale`:
+    /// `dx = scale (g - [mean of g, if centered] - n * mean of g n)`.
+    #[inline(always)]
+    fn row(&self, dx: &mut [f32], accumulate: bool, x: &[f32], dy: &[f32]) {
+        let width = dx.len();
+        let (x, dy, weight) = (&x[..width], &dy[..width], &self.weight[..width]);
+        let (mean, scale) = statistics(x, self.centered, self.eps);
+        let mean_g = if self.centered { sum_by(width, |c| dy[c] * weight[c]) / width as f32 } else { 0.0 };
+        let mean_gn = sum_by(width, |c| dy[c] * weight[c] * (x[c] - mean)) * scale / width as f32;
+        for c in 0..width {
+            let d = scale * (dy[c] * weight[c] - mean_g - (x[c] - mean) * scale * mean_gn);
+            dx[c] = if accumulate { dx[c] + d } else { d };
+        }
     }
 }

@@ -3,6 +3,8 @@
 
 use rayon::prelude::*;
 
+use super::simd::vectorized;
+
 /// Values an elementwise piece has at least; below it a thread costs more than it brings.
 const PIECE: usize = 16 * 1024;
 
@@ -18,18 +20,28 @@ pub(super) fn add_assign(sum: &mut [f32], term: &[f32]) {
 /// `out = f(a)`, or `out += f(a)`.
 pub(super) fn map1(out: &mut [f32], accumulate: bool, a: &[f32], f: impl Fn(f32) -> f32 + Sync) {
     out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).for_each(|(out, a)| {
-        for (out, &a) in out.iter_mut().zip(a) {
-            *out = if accumulate { *out + f(a) } else { f(a) };
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for (out, &a) in out.iter_mut().zip(a) {
+                    *out = if accumulate { *out + f(a) } else { f(a) };
+                }
+            },
+        );
     });
 }
 
 /// `out = f(a, b)`, or `out += f(a, b)`.
 pub(super) fn map2(out: &mut [f32], accumulate: bool, a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE).zip(b.par_chunks(PIECE))).for_each(|(out, (a, b))| {
-        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-            *out = if accumulate { *out + f(a, b) } else { f(a, b) };
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                    *out = if accumulate { *out + f(a, b) } else { f(a, b) };
+                }
+            },
+        );
     });
 }
 
@@ -49,9 +61,14 @@ pub(super) fn map3(
 ) {
     let inputs = a.par_chunks(PIECE).zip(b.par_chunks(PIECE).zip(c.par_chunks(PIECE)));
     out.par_chunks_mut(PIECE).zip(inputs).for_each(|(out, (a, (b, c)))| {
-        for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
-            *out = if accumulate { *out + f(a, b, c) } else { f(a, b, c) };
-        }
+        vectorized(
+            #[inline(always)]
+            || {
+                for (((out, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                    *out = if accumulate { *out + f(a, b, c) } else { f(a, b, c) };
+                }
+            },
+        );
     });
 }
 

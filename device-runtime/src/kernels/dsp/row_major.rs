@@ -4,107 +4,135 @@
 use core::arch::naked_asm;
 use core::ptr;
 
-/// Some of a vector's columns, packed.
+use super::ROW_MAJOR_BLOCKS;
+
+/// Columns of a vector, or of two, packed.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
     /// The first column, a multiple of 4.
     pub(super) start: usize,
-    /// How many blocks of four columns, at most [`super::ROW_MAJOR_BLOCKS`].
+    /// How many blocks of four columns.
     pub(super) blocks: usize,
     /// Two words a block; for two vectors four.
     pub(super) words: &'a [i32],
-    /// The words of the last four columns of the matrix, where some of them are in no block: zero for those that are.
+    /// If the matrix has one to three columns behind the blocks: the words of its last four columns, zero for those that
+    /// are in a block.
     pub(super) tail: Option<&'a [i32]>,
 }
 
-/// `z += A x` for some columns of a row-major matrix `[z.len(), k]`; then `z -= 128 * even_sum`.
-pub(super) fn down(a: &[i8], k: usize, columns: Columns<'_>, even_sum: i32, z: &mut [i32]) {
+/// `z += A x + 128 * even_sum` for some columns of a row-major matrix `[z.len(), k]`, where `even_sum` is the sum of the
+/// packed codes of even index.
+pub(super) fn down(a: &[i8], k: usize, columns: Columns<'_>, z: &mut [i32]) {
     let aligned = a.as_ptr().addr().is_multiple_of(4) && k.is_multiple_of(4);
     let kernel = if aligned { row_pairs_aligned } else { row_pairs };
-    let (pairs, last) = z.as_chunks_mut::<2>();
-    let (even, odd) = a.split_at(a.len().min(2 * pairs.len() * k));
-    if !pairs.is_empty() {
-        run(kernel, even, k, columns, [even_sum, 0], pairs, None);
-    }
-    if let [last] = last {
-        // A last row is paired with itself.
-        let mut pair = [[*last; 2]];
-        run(kernel, odd, k, columns, [even_sum, 0], &mut pair, None);
-        [[*last, _]] = pair;
+    let mut last = [0; 2];
+    let rows = Rows { len: z.len(), z0: z.as_mut_ptr(), z1: ptr::null_mut(), last0: &mut last, last1: &mut [0; 2] };
+    // SAFETY: `z` is as long as said; the aligned kernel gets aligned rows.
+    unsafe { run(kernel, a, k, columns, 2, rows) };
+    if let (true, [.., z]) = (z.len() % 2 == 1, z) {
+        *z = z.wrapping_add(last[0]);
     }
 }
 
 /// [`down`] for two vectors; `z0` and `z1` are of one length.
-pub(super) fn down2(
-    a: &[i8],
-    k: usize,
-    columns: Columns<'_>,
-    even_sums: [i32; 2],
-    [z0, z1]: [&mut [i32]; 2],
-) {
-    let ((pairs0, last0), (pairs1, last1)) = (z0.as_chunks_mut::<2>(), z1.as_chunks_mut::<2>());
-    let (even, odd) = a.split_at(a.len().min(2 * pairs0.len() * k));
-    if !pairs0.is_empty() {
-        run(two_by_two, even, k, columns, even_sums, pairs0, Some(pairs1));
+pub(super) fn down2(a: &[i8], k: usize, columns: Columns<'_>, [z0, z1]: [&mut [i32]; 2]) {
+    if z0.len() != z1.len() {
+        debug_assert!(false, "down2: {} and {} results", z0.len(), z1.len());
+        return;
     }
-    if let ([last0], [last1]) = (last0, last1) {
-        let (mut pair0, mut pair1) = ([[*last0; 2]], [[*last1; 2]]);
-        run(two_by_two, odd, k, columns, even_sums, &mut pair0, Some(&mut pair1));
-        ([[*last0, _]], [[*last1, _]]) = (pair0, pair1);
+    let (mut last0, mut last1) = ([0; 2], [0; 2]);
+    let rows = Rows {
+        len: z0.len(),
+        z0: z0.as_mut_ptr(),
+        z1: z1.as_mut_ptr(),
+        last0: &mut last0,
+        last1: &mut last1,
+    };
+    // SAFETY: `z0` and `z1` are as long as said.
+    unsafe { run(two_by_two, a, k, columns, 4, rows) };
+    if let (true, [.., z0], [.., z1]) = (z0.len() % 2 == 1, z0, z1) {
+        *z0 = z0.wrapping_add(last0[0]);
+        *z1 = z1.wrapping_add(last1[0]);
     }
 }
 
-/// Runs `kernel` on the pairs of rows of `a`; on a single row as if it were two.
-fn run(
+/// Where the sums of so many rows go; those of an odd last row go to `last0` and `last1`.
+struct Rows<'a> {
+    len: usize,
+    z0: *mut i32,
+    z1: *mut i32,
+    last0: &'a mut [i32; 2],
+    last1: &'a mut [i32; 2],
+}
+
+/// Runs `kernel`, which takes so many words a block, on all rows and columns.
+///
+/// # Safety
+/// `z0`, and `z1` if the kernel takes two vectors, are `len` long. [`row_pairs_aligned`] needs `a` and `k` aligned to 4.
+unsafe fn run(
     kernel: Kernel,
     a: &[i8],
     k: usize,
     columns: Columns<'_>,
-    even_sums: [i32; 2],
-    z0: &mut [[i32; 2]],
-    z1: Option<&mut [[i32; 2]]>,
+    words_per_block: usize,
+    rows: Rows<'_>,
 ) {
     let Columns { start, blocks, words, tail } = columns;
-    let vectors = 1 + usize::from(z1.is_some());
-    let single = a.len() == k;
     let end = start + 4 * blocks;
-    // The last four columns begin inside or at the end of the blocks.
-    let tail_fits = tail.is_none_or(|tail| tail.len() >= 2 * vectors && k >= 4 && end + 4 > k);
-    let fits = !z0.is_empty()
-        && (a.len() >= 2 * z0.len() * k || single && z0.len() == 1)
-        && z1.as_ref().is_none_or(|z1| z1.len() == z0.len())
-        && (blocks > 0 || tail.is_some())
-        && end <= k
-        && words.len() >= 2 * vectors * blocks
-        && tail_fits;
-    if !fits {
-        debug_assert!(false, "row-major matrix: expected {} pairs of rows of {k} columns", z0.len());
+    let tail_fits = tail.is_none_or(|tail| tail.len() >= words_per_block && k >= 4 && end + 4 > k);
+    if a.len() < rows.len * k || end > k || words.len() < words_per_block * blocks || !tail_fits {
+        debug_assert!(false, "expected a row-major matrix of {} x {k}", rows.len);
         return;
     }
-    let (stride, done) = (if single { 0 } else { k }, if tail.is_some() { k } else { end });
-    let z0 = z0.as_mut_ptr_range();
-    let block_bytes = if vectors == 1 { 8 } else { 16 };
-    let frame = Frame {
-        pack: words.as_ptr(),
-        pack_end: words.as_ptr().wrapping_byte_add(block_bytes * blocks),
-        z0: z0.start,
-        z0_end: z0.end,
-        z1: z1.map_or(ptr::null_mut(), <[_]>::as_mut_ptr),
-        correction0: 128 * even_sums[0],
-        correction1: 128 * even_sums[1],
-        skip: (2 * stride).wrapping_sub(done - start),
-        blocks,
-        unused: 0,
-        tail: tail.map_or(ptr::null(), <[_]>::as_ptr),
-        overlap: (end + 4).wrapping_sub(k),
-    };
-    // SAFETY: for each row, the kernel reads the columns start..end and with a tail k-4..k of its four or eight words; for each
-    // block two or four words. `a` and `words` have them. It writes z0, which is not empty, and as much of z1, if any. The
-    // aligned kernel gets `a` and `k` aligned to 4, and `start` always is: so is every row.
-    unsafe { kernel(a.as_ptr().add(start), a.as_ptr().add(start + stride), &frame) }
+    let (mut column, mut pack) = (start, words.as_ptr());
+    loop {
+        let blocks = ROW_MAJOR_BLOCKS.min((end - column) / 4);
+        let next = column + 4 * blocks;
+        let pack_end = pack.wrapping_add(words_per_block * blocks);
+        let (tail, done) = match tail {
+            Some(tail) if next == end => (tail.as_ptr(), k),
+            _ => (ptr::null(), next),
+        };
+        if done == column {
+            return;
+        }
+        let mut frame = Frame {
+            pack,
+            pack_end,
+            z0: rows.z0,
+            z0_end: rows.z0.wrapping_add(rows.len & !1),
+            z1: rows.z1,
+            skip: 2 * k - (done - column),
+            blocks,
+            entry: 0,
+            tail,
+            overlap: (next + 4).wrapping_sub(k),
+        };
+        // SAFETY: the kernel reads, of each row, the columns column..next and with a tail k-4..k; for each block
+        // `words_per_block` words, and the tail's. `a`, `words` and `tail` have them. It writes the pairs of rows of `z0`, and
+        // with two vectors of `z1`. A last row is paired with itself. `column` is a multiple of 4, so each row is aligned if
+        // `a` and `k` are.
+        unsafe {
+            let first = a.as_ptr().add(column);
+            if rows.len > 1 {
+                kernel(first, first.add(k), &frame);
+            }
+            if rows.len % 2 == 1 {
+                let last = first.add((rows.len - 1) * k);
+                frame.z0 = rows.last0.as_mut_ptr();
+                frame.z0_end = frame.z0.add(2);
+                frame.z1 = rows.last1.as_mut_ptr();
+                kernel(last, last, &frame);
+            }
+        }
+        if next == end {
+            return;
+        }
+        (column, pack) = (next, pack_end);
+    }
 }
 
-/// For each pair of rows, the first of which are given: `z += (sum >> 8) - correction`.
+/// For each pair of rows, the first of which are given: `z += sum >> 8`.
 type Kernel = unsafe extern "C" fn(a: *const i8, second: *const i8, frame: &Frame);
 
 /// What the loops keep on the stack.
@@ -112,17 +140,15 @@ type Kernel = unsafe extern "C" fn(a: *const i8, second: *const i8, frame: &Fram
 struct Frame {
     pack: *const i32,
     pack_end: *const i32,
-    z0: *mut [i32; 2],
-    z0_end: *mut [i32; 2],
-    z1: *mut [i32; 2],
-    correction0: i32,
-    correction1: i32,
+    z0: *mut i32,
+    z0_end: *mut i32,
+    z1: *mut i32,
     /// From where a row was left to the next pair's.
     skip: usize,
-    /// Blocks; then those before the unrolled loop.
+    /// Blocks; the kernels keep those before the unrolled loop here.
     blocks: usize,
     /// Where the unrolled loop is entered; the kernels fill it in.
-    unused: usize,
+    entry: usize,
     /// The words of the tail, or null.
     tail: *const i32,
     /// How many columns back from the end of the blocks the tail begins.
@@ -135,12 +161,10 @@ macro_rules! enter {
     ($units:expr, $repeat:tt, $unit_bytes:literal) => {
         concat!(
             "push {{r4-r11, lr}}\n",
-            "sub sp, #52\n",
+            "sub sp, #44\n",
             "mov r12, sp\n",
-            "ldm r2!, {{r4-r9}}\n",
-            "stm r12!, {{r4-r9}}\n",
-            "ldm r2, {{r4-r9}}\n",
-            "stm r12, {{r4-r9}}\n",
+            "ldm r2, {{r2-r11}}\n",
+            "stm r12, {{r2-r11}}\n",
             $units,
             "\n",
             "adr.w r4, 3f\n",
@@ -160,7 +184,7 @@ macro_rules! enter {
             "\n",
             "mlane r4, r3, r5, r4\n",
             "orr r4, r4, #1\n",
-            "str r4, [sp, #36]\n",
+            "str r4, [sp, #28]\n",
         )
     };
 }
@@ -196,13 +220,13 @@ macro_rules! row_pairs {
         unsafe extern "C" fn $name(a: *const i8, second: *const i8, frame: &Frame) {
             naked_asm!(
                 enter!(
-                    "mov r4, #3\n ldr r5, [sp, #32]\n udiv r3, r5, r4\n mls r5, r3, r4, r5\n str r5, [sp, #32]",
+                    "mov r4, #3\n udiv r3, r8, r4\n mls r8, r3, r4, r8\n str r8, [sp, #24]",
                     $repeat,
                     $unit_bytes
                 ),
                 "2:", // a pair of rows
                 "ldr r2, [sp, #0]",
-                "ldrd r5, r8, [sp, #32]",
+                "ldrd r5, r8, [sp, #24]",
                 "mov r12, #0",
                 "mov lr, #0",
                 "cbz r5, 6f",
@@ -229,7 +253,7 @@ macro_rules! row_pairs {
                 "bne 3b",
                 ".p2align 2",
                 "4:",
-                "ldrd r5, r8, [sp, #40]",
+                "ldrd r5, r8, [sp, #32]",
                 "cbz r5, 7f",
                 "sub r0, r8", // the tail
                 "sub r1, r8",
@@ -240,11 +264,8 @@ macro_rules! row_pairs {
                 plain!("r4", "r6", "r7", "lr"),
                 "7:",
                 "ldrd r2, r3, [sp, #8]",
-                "ldr r4, [sp, #28]",
-                "ldr r5, [sp, #20]",
+                "ldr r4, [sp, #20]",
                 "ldrd r6, r7, [r2]",
-                "sub r6, r6, r5",
-                "sub r7, r7, r5",
                 "add r6, r6, r12, asr #8",
                 "add r7, r7, lr, asr #8",
                 "strd r6, r7, [r2], #8",
@@ -253,7 +274,7 @@ macro_rules! row_pairs {
                 "add r1, r4",
                 "cmp r2, r3",
                 "bne 2b",
-                "add sp, #52",
+                "add sp, #44",
                 "pop {{r4-r11, pc}}",
             )
         }
@@ -308,14 +329,14 @@ macro_rules! plain_two {
 #[unsafe(naked)]
 unsafe extern "C" fn two_by_two(a: *const i8, second: *const i8, frame: &Frame) {
     naked_asm!(
-        enter!("ldr r3, [sp, #32]", 4, "60"),
+        enter!("mov r3, r8", 4, "60"),
         "2:", // a pair of rows
         "ldr r2, [sp, #0]",
         "mov r10, #0",
         "mov r11, #0",
         "mov r12, #0",
         "mov lr, #0",
-        "ldr pc, [sp, #36]",
+        "ldr pc, [sp, #28]",
         ".p2align 2",
         "3:",
         repeat!(
@@ -330,7 +351,7 @@ unsafe extern "C" fn two_by_two(a: *const i8, second: *const i8, frame: &Frame) 
         "cmp r2, r5",
         "bne 3b",
         "4:",
-        "ldrd r5, r8, [sp, #40]",
+        "ldrd r5, r8, [sp, #32]",
         "cbz r5, 7f",
         "sub r0, r8", // the tail
         "sub r1, r8",
@@ -342,26 +363,21 @@ unsafe extern "C" fn two_by_two(a: *const i8, second: *const i8, frame: &Frame) 
         "7:",
         "ldrd r2, r3, [sp, #8]",
         "ldrd r4, r5, [sp, #16]",
-        "ldrd r8, r9, [sp, #24]",
         "ldrd r6, r7, [r2]",
-        "sub r6, r6, r5",
-        "sub r7, r7, r5",
         "add r6, r6, r10, asr #8",
         "add r7, r7, r11, asr #8",
         "strd r6, r7, [r2], #8",
         "ldrd r6, r7, [r4]",
-        "sub r6, r6, r8",
-        "sub r7, r7, r8",
         "add r6, r6, r12, asr #8",
         "add r7, r7, lr, asr #8",
         "strd r6, r7, [r4], #8",
         "str r2, [sp, #8]",
         "str r4, [sp, #16]",
-        "add r0, r9",
-        "add r1, r9",
+        "add r0, r5",
+        "add r1, r5",
         "cmp r2, r3",
         "bne 2b",
-        "add sp, #52",
+        "add sp, #44",
         "pop {{r4-r11, pc}}",
     )
 }

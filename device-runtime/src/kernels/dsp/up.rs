@@ -1,4 +1,4 @@
-//! The up-projection of a low-rank update, four rows at a time with the packed vector in registers.
+//! The up-projection of a low-rank update, three or four rows at a time with the vector in registers.
 //!
 //! SMMLAR does rounding, shift and addition at once: `acc + ((sum * 2^(32-n) + 2^31) >> 32)` is
 //! `acc + ((sum + 2^(n-1)) >> n)`.
@@ -37,14 +37,15 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize 
         (16, false) => up16,
         _ => return up_any_rank(b, v, multiplier, acc),
     };
-    let rows = acc.len() / 4 * 4;
+    // All but rank 8 take four rows at a time.
+    let rows = if v.len() == 8 { acc.len() } else { acc.len() / 4 * 4 };
     let Some(acc) = acc.get_mut(..rows) else { return 0 };
     if rows == 0 || b.len() < rows * v.len() {
         return 0;
     }
     let acc = acc.as_mut_ptr_range();
-    // SAFETY: `acc` is a positive multiple of four long, and `b` has a row of the kernel's rank for each. The kernels that are
-    // named so get `b` aligned to 4, and with it each group of four rows.
+    // SAFETY: `acc` is not empty, a multiple of four long where that is needed, and `b` has a row of the kernel's rank for each. The
+    // kernels that are named so get `b` aligned to 4, and with it each group of rows.
     unsafe { kernel(b.as_ptr(), v.as_ptr(), acc.start, acc.end, multiplier, v.len()) };
     rows
 }
@@ -253,30 +254,8 @@ macro_rules! row8 {
     };
 }
 
-/// Four rows of rank 8.
-macro_rules! rows8 {
-    ($load:expr) => {
-        concat!(
-            $load, "\n",
-            row8!("r7", "r8", "r11"),
-            row8!("r9", "r10", "r12"),
-            $load, "\n",
-            row8!("r7", "r8", "lr"),
-            row8!("r9", "r10", "r7"),
-            // Three registers in a row are free, and a fourth once the first sum is in.
-            "ldm r1, {{r8-r10}}\n",
-            "smmlar r8, r11, r2, r8\n",
-            "smmlar r9, r12, r2, r9\n",
-            "smmlar r10, lr, r2, r10\n",
-            "ldr r11, [r1, #12]\n",
-            "smmlar r11, r7, r2, r11\n",
-            "stm r1!, {{r8-r11}}\n",
-        )
-    };
-}
-
 macro_rules! up8 {
-    ($(#[$doc:meta])* $name:ident, $load:expr) => {
+    ($(#[$doc:meta])* $name:ident, $unit_bytes:literal, $load:expr) => {
         $(#[$doc])*
         #[unsafe(naked)]
         unsafe extern "C" fn $name(
@@ -290,20 +269,56 @@ macro_rules! up8 {
             // Stack: 0 acc_end.
             naked_asm!(
                 "push {{r3-r11, lr}}",
+                // The loop takes 4 x 3 rows a turn; the first turn enters so that the rest fits.
                 "sub r7, r3, r2",
+                "lsr r7, r7, #2",
+                "mov r8, #3",
+                "udiv r9, r7, r8",
+                "mls r10, r9, r8, r7", // rows mod 3
+                "adr.w r11, 3f",
+                "ands r7, r9, #3",
+                "ittt ne",
+                "rsbne r7, r7, #4",
+                concat!("movne r8, #", $unit_bytes),
+                "mlane r11, r7, r8, r11",
+                "orr r11, r11, #1",
                 load_v!("0", "r3", "r4"),
                 load_v!("8", "r5", "r6"),
                 "mov r1, r2",
                 "ldr r2, [sp, #40]",
-                "tst r7, #16", // an odd number of groups of four
-                "bne 3f",
-                "2:",
-                rows8!($load),
+                "cmp r10, #0",
+                "beq 5f",
+                "2:", // a row
+                "ldr r7, [r0], #4",
+                "ldr r8, [r0], #4",
+                row8!("r7", "r8", "lr"),
+                "ldr r7, [r1]",
+                "smmlar r7, lr, r2, r7",
+                "str r7, [r1], #4",
+                "subs r10, #1",
+                "bne 2b",
+                "5:",
+                "cmp r9, #0",
+                "beq 4f",
+                "bx r11",
+                ".p2align 2",
                 "3:",
-                rows8!($load),
+                repeat!(
+                    4,
+                    $load,
+                    row8!("r7", "r8", "lr"),
+                    row8!("r9", "r10", "r7"),
+                    row8!("r11", "r12", "r8"),
+                    "ldm.w r1, {{r9-r11}}",
+                    "smmlar r9, lr, r2, r9",
+                    "smmlar r10, r7, r2, r10",
+                    "smmlar r11, r8, r2, r11",
+                    "stm.w r1!, {{r9-r11}}"
+                ),
                 "ldr r7, [sp]",
                 "cmp r1, r7",
-                "bne 2b",
+                "bne 3b",
+                "4:",
                 "pop {{r3-r11, pc}}",
             )
         }
@@ -315,14 +330,18 @@ up8!(
     ///
     /// # Safety
     /// See [`up_add`].
-    up8, "ldr r7, [r0], #4\n ldr r8, [r0], #4\n ldr r9, [r0], #4\n ldr r10, [r0], #4"
+    up8,
+    "140",
+    "ldr.w r7, [r0], #4\n ldr.w r8, [r0], #4\n ldr.w r9, [r0], #4\n ldr.w r10, [r0], #4\n ldr.w r11, [r0], #4\n ldr.w r12, [r0], #4"
 );
 up8!(
     /// [`up8`] for an aligned matrix.
     ///
     /// # Safety
     /// See [`up_add`].
-    up8_aligned, "ldm r0!, {{r7-r10}}"
+    up8_aligned,
+    "120",
+    "ldm.w r0!, {{r7-r12}}"
 );
 
 /// Half a row of rank 16: two words and the sum, which `$first` begins.

@@ -98,8 +98,7 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
     let body = &preview.body;
     let file_bytes = preview.file.len();
     let body_bytes = body_bytes(body);
-    let start = (HEADER_BYTES + body_bytes).next_multiple_of(PAYLOAD_ALIGN);
-    let payload_bytes = file_bytes - TRAILER_BYTES - start;
+    let payload_bytes = payload_bytes(preview);
     let crc = preview.file.last_chunk::<TRAILER_BYTES>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
     let mut entries = Entries(body.sites);
     let mut sites = Vec::new();
@@ -179,6 +178,12 @@ fn with_base(report: Report, adapter: &Adapter<'_>, base: &Base<'_>, digest: Str
         self_test: SelfTest { check: Some(check), ..report.self_test },
         ..report
     }
+}
+
+/// Bytes of the payload, which lies between the padded body and the checksum.
+pub(in crate::cli) fn payload_bytes(preview: &Preview<'_>) -> usize {
+    let start = (HEADER_BYTES + body_bytes(&preview.body)).next_multiple_of(PAYLOAD_ALIGN);
+    preview.file.len().saturating_sub(start + TRAILER_BYTES)
 }
 
 /// Bytes of a body as it is written: postcard has one encoding of a value.

@@ -1,0 +1,136 @@
+//! `rankpatch eval`: a task's metric on its test set, in float or with the device's own code.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use rankpatch_format::link::Mode;
+use serde::Serialize;
+
+use super::console::{Console, Format, fields};
+use super::exit::{BAD_INPUT, Failure, Outcome};
+use super::task::{LoadedAdapter, LoadedBase, load_adapter, load_base};
+use crate::client::mode_name;
+use crate::executor::Model;
+use crate::sim::Simulator;
+use crate::train::{Metric, TaskData, TrainConfig, evaluate_float, open_device};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The task, a TOML file
+    #[arg(long, value_name = "TASK.toml")]
+    task: PathBuf,
+    /// The base, if not that of the task: an image or a model
+    #[arg(long, value_name = "BASE")]
+    base: Option<PathBuf>,
+    /// The adapter: an .rpa file or a PEFT folder. Without it the base alone is measured
+    #[arg(long, value_name = "ADAPTER")]
+    adapter: Option<PathBuf>,
+    /// The data, if not those of the task
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// What computes
+    #[arg(long, value_enum, default_value_t)]
+    on: On,
+    /// On the device's code: merge the adapter into the weights
+    #[arg(long, requires = "adapter")]
+    merged: bool,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum On {
+    /// The device's code, compiled for the host: what a device will do, bit for bit
+    #[default]
+    DeviceCode,
+    /// Float factors on the dequantized base, as in training
+    Float,
+}
+
+#[derive(Debug, Serialize)]
+struct Evaluated {
+    task: String,
+    base: String,
+    base_id: String,
+    adapter: Option<PathBuf>,
+    on: On,
+    mode: Option<&'static str>,
+    metric: Metric,
+    seconds: f64,
+}
+
+pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
+    if args.merged && args.on == On::Float {
+        return Err(Failure::usage("--merged is about the device's code: expected --on device-code, found --on float"));
+    }
+    let path = |path: &Option<PathBuf>, key: &str| path.as_ref().map(|path| (key.to_owned(), path.display().to_string()));
+    let overrides: Vec<_> = path(&args.base, "base").into_iter().chain(path(&args.data, "data")).collect();
+    let config = TrainConfig::load(&args.task, &overrides)?;
+    let base = load_base(&config.base)?;
+    let adapter = args.adapter.as_ref().map(|path| load_adapter(path, &base)).transpose()?;
+    let data = TaskData::load(&config, &base.image.base()?)?;
+    check_head(adapter.as_ref(), &data)?;
+    console.note(&format!("measuring {} on {} examples", config.task, data.test.len()));
+    let start = Instant::now();
+    let mode = if args.merged { Mode::Merged } else { Mode::Streamed };
+    let LoadedBase { network, image } = base;
+    let metric = match args.on {
+        On::Float => {
+            let model = Model::new(&network, &open_device(config.device)?)?;
+            evaluate_float(&model, adapter.as_ref().map(|adapter| &adapter.float), &data.test)?
+        }
+        On::DeviceCode => {
+            let simulator = Simulator::new(image.clone())?;
+            let simulator = match &adapter {
+                Some(adapter) => simulator.with_adapter(adapter.file.clone(), mode)?,
+                None => simulator,
+            };
+            simulator.evaluate(&data.test)?
+        }
+    };
+    let evaluated = Evaluated {
+        task: config.task,
+        base: network.name.clone(),
+        base_id: network.id().to_string(),
+        adapter: args.adapter.clone(),
+        on: args.on,
+        mode: (args.on == On::DeviceCode && adapter.is_some()).then(|| mode_name(mode)),
+        metric,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    console.print(args.format, &evaluated, text)
+}
+
+/// A task with classes needs an adapter whose head tells just these.
+fn check_head(adapter: Option<&LoadedAdapter>, data: &TaskData) -> Outcome {
+    let head = adapter.and_then(|adapter| adapter.float.head.as_ref());
+    let found = head.map_or(0, |head| head.labels.len());
+    let expected = data.labels.len();
+    if expected == found {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("the adapter's head does not fit the task: expected {expected} classes, found {found}");
+    let hint = if adapter.is_none() { "name an adapter with --adapter" } else { "is it the adapter of another task?" };
+    Err(Failure::new(BAD_INPUT, error).hint(hint))
+}
+
+fn text(evaluated: &Evaluated) -> String {
+    let Evaluated { task, base, adapter, on, mode, metric, seconds, .. } = evaluated;
+    let on = match on {
+        On::DeviceCode => "the device's code",
+        On::Float => "float",
+    };
+    let adapter = adapter.as_ref().map_or("none, the base alone".into(), |path| path.display().to_string());
+    let mode = mode.map_or(String::new(), |mode| format!(", {mode}"));
+    fields(&[
+        ("task", task.clone()),
+        ("base", base.clone()),
+        ("adapter", format!("{adapter}{mode}")),
+        (metric.name.as_str(), format!("{:.4}", metric.value)),
+        ("examples", metric.examples.to_string()),
+        ("measured with", format!("{on}, {seconds:.1} s")),
+    ])
+}
