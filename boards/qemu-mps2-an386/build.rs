@@ -68,7 +68,8 @@ fn inline_table(manifest: &str, name: &str) -> Vec<(String, u64)> {
         .unwrap_or_else(|| panic!("expected a line `{start} .. }}` in Cargo.toml, found none"));
     body.split(',')
         .map(|pair| {
-            let (key, number) = pair.split_once('=').unwrap_or_else(|| panic!("expected key = number, found {pair}"));
+            let (key, number) =
+                pair.split_once('=').unwrap_or_else(|| panic!("expected key = number, found {pair}"));
             let digits = number.trim().replace('_', "");
             let digits = digits.strip_prefix("0x").unwrap_or_else(|| panic!("expected 0x.., found {number}"));
             (key.trim().to_owned(), u64::from_str_radix(digits, 16).expect("a hexadecimal number"))
@@ -77,5 +78,9 @@ fn inline_table(manifest: &str, name: &str) -> Vec<(String, u64)> {
 }
 
 fn value(table: &[(String, u64)], key: &str) -> u64 {
-    table.iter().find(|entry| entry.0 == key).unwrap_or_else(|| panic!("expected the key {key}, found none")).1
+    table
+        .iter()
+        .find(|entry| entry.0 == key)
+        .unwrap_or_else(|| panic!("expected the key {key}, found none"))
+        .1
 }

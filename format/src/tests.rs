@@ -507,3 +507,17 @@ fn golden_files_are_what_is_written() {
         assert!(golden == bytes, "{name} differs from what is written now: see `cargo xtask golden`");
     }
 }
+
+/// The examples of `SPEC.md` are the golden files.
+#[test]
+fn the_specification_shows_golden_bytes() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| std::format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    let spec = include_str!("../SPEC.md");
+    let frame = include_bytes!("../../tests/golden/begin.frame");
+    assert!(spec.contains(&hex(frame)));
+    let adapter = include_bytes!("../../tests/golden/decoder.rpa");
+    for line in 0..5 {
+        let row = hex(&adapter[16 * line..][..16]);
+        assert!(spec.contains(&row), "{row}");
+    }
+}

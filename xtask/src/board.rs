@@ -78,7 +78,8 @@ impl Board {
         if !output.status.success() {
             bail!("cargo metadata failed: {}", output.status);
         }
-        let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")?;
+        let metadata: Value =
+            serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")?;
         let mut boards = Vec::new();
         for package in array(&metadata, "packages")? {
             let table = &package["metadata"]["board"];
@@ -87,7 +88,8 @@ impl Board {
             }
             let manifest = text(package, "manifest_path").map(PathBuf::from)?;
             let board = Self::from_table(package, table);
-            boards.push(board.with_context(|| format!("[package.metadata.board] of {}", manifest.display()))?);
+            boards
+                .push(board.with_context(|| format!("[package.metadata.board] of {}", manifest.display()))?);
         }
         boards.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(boards)
@@ -109,7 +111,9 @@ impl Board {
     fn from_table(package: &Value, table: &Value) -> Result<Self> {
         let programs = array(package, "targets")?
             .iter()
-            .filter(|target| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin")))
+            .filter(|target| {
+                target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
+            })
             .map(|target| text(target, "name"))
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -144,7 +148,8 @@ fn array<'v>(value: &'v Value, key: &str) -> Result<&'v Vec<Value>> {
 }
 
 fn text(value: &Value, key: &str) -> Result<String> {
-    let found = value[key].as_str().with_context(|| format!("expected a string `{key}`, found {}", value[key]))?;
+    let found =
+        value[key].as_str().with_context(|| format!("expected a string `{key}`, found {}", value[key]))?;
     Ok(found.to_owned())
 }
 

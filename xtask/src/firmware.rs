@@ -18,7 +18,15 @@ const LOG_LEVEL: &str = "info";
 pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
     let mut command = crate::cargo();
     command
-        .args(["build", "--quiet", "--locked", "--profile", "firmware", "--message-format", "json-render-diagnostics"])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--profile",
+            "firmware",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
         .args(["--target", &board.target, "--package", &board.name, "--bin", program])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());

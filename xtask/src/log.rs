@@ -64,7 +64,8 @@ impl LogReader {
     /// # Errors
     /// If the ELF image carries no defmt tables, or those of an incompatible version.
     pub fn start(mut stream: impl Read + Send + 'static, elf: &[u8], echo: bool) -> Result<Self> {
-        let table = Table::parse(elf)?.context("expected defmt tables in the firmware, found none: is -Tdefmt.x linked?")?;
+        let table = Table::parse(elf)?
+            .context("expected defmt tables in the firmware, found none: is -Tdefmt.x linked?")?;
         let shared = Arc::new(Shared::default());
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
@@ -103,7 +104,10 @@ impl LogReader {
             if state.ended || left.is_zero() {
                 let why = if state.ended { "it ended" } else { "the time was up" };
                 let lines: String = state.lines.iter().map(|line| format!("\n  {line}")).collect();
-                bail!("expected `{needle}` in the device's log, but {why} after {} lines:{lines}", state.lines.len());
+                bail!(
+                    "expected `{needle}` in the device's log, but {why} after {} lines:{lines}",
+                    state.lines.len()
+                );
             }
             state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -17,7 +17,7 @@ use crate::log::{Line, LogReader};
 
 /// With [`Options::count_instructions`] every instruction takes 2^7 ns of the device's time. That is 3.2 ticks of a 25 MHz
 /// timer, so that the difference of two readings, off by less than a tick, gives the exact number of instructions.
-pub const ICOUNT_SHIFT: u32 = 6;
+pub const ICOUNT_SHIFT: u32 = 7;
 
 /// What every board logs when bytes may be sent to it.
 pub const LISTENING: &str = "listening";
@@ -57,9 +57,11 @@ impl Qemu {
         let image = fs::read(elf).with_context(|| format!("cannot read the firmware {}", elf.display()))?;
         // The listening socket of the link is opened here and inherited as standard input: its port is known at once, it
         // cannot be taken by another process, and a client may connect before QEMU is ready.
-        let link_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot open a port for the link")?;
+        let link_listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot open a port for the link")?;
         let link = link_listener.local_addr()?;
-        let log_listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot open a port for the log")?;
+        let log_listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot open a port for the log")?;
 
         let mut command = Command::new(&board.qemu.system);
         command
@@ -69,7 +71,10 @@ impl Qemu {
             // switched off with a value that no byte has.
             .args(["-chardev", "socket,id=link,fd=0,server=on,wait=off,mux=on", "-echr", "256"])
             .args(["-serial", "chardev:link"])
-            .args(["-chardev", &format!("socket,id=log,host=127.0.0.1,port={}", log_listener.local_addr()?.port())])
+            .args([
+                "-chardev",
+                &format!("socket,id=log,host=127.0.0.1,port={}", log_listener.local_addr()?.port()),
+            ])
             .args(["-serial", "chardev:log"])
             .args(["-semihosting-config", "enable=on,target=native"])
             .arg("-kernel")
@@ -88,7 +93,10 @@ impl Qemu {
         command.stdin(Stdio::from(OwnedFd::from(link_listener))).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| match error.kind() {
             ErrorKind::NotFound => anyhow!(NeedsSetup {
-                message: format!("expected {} in the search path, found none: run `cargo xtask setup`", board.qemu.system)
+                message: format!(
+                    "expected {} in the search path, found none: run `cargo xtask setup`",
+                    board.qemu.system
+                )
             }),
             _ => anyhow!(error).context(format!("cannot start {}", board.qemu.system)),
         })?;
@@ -117,7 +125,9 @@ impl Qemu {
         // A byte that reaches the multiplexer before the UART is on would wait there for the next one.
         match qemu.log.wait_for(LISTENING, START_TIMEOUT) {
             Ok(_) => Ok(qemu),
-            Err(error) => Err(error.context(format!("{} did not start: {}", elf.display(), qemu.stop().trim()))),
+            Err(error) => {
+                Err(error.context(format!("{} did not start: {}", elf.display(), qemu.stop().trim())))
+            }
         }
     }
 

@@ -27,7 +27,8 @@ pub struct Section {
 /// If the file cannot be read, is no 32-bit ELF file, or has a section outside `board`'s memories.
 pub fn read(board: &Board, path: &Path) -> Result<Vec<Section>> {
     let image = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let file = ElfFile32::<object::Endianness>::parse(&*image).with_context(|| format!("{}", path.display()))?;
+    let file =
+        ElfFile32::<object::Endianness>::parse(&*image).with_context(|| format!("{}", path.display()))?;
     let mut sections = Vec::new();
     for section in file.sections() {
         let SectionFlags::Elf { sh_flags } = section.flags() else { continue };
@@ -40,7 +41,10 @@ pub fn read(board: &Board, path: &Path) -> Result<Vec<Section>> {
         let memory = memory.with_context(|| format!("section {name} lies outside flash, RAM and PSRAM"))?.0;
         let stored = section.elf_section_header().sh_type.get(file.endian()) != elf::SHT_NOBITS;
         let bytes = section.size();
-        sections.push((section.address(), Section { name, bytes, flash_bytes: if stored { bytes } else { 0 }, memory }));
+        sections.push((
+            section.address(),
+            Section { name, bytes, flash_bytes: if stored { bytes } else { 0 }, memory },
+        ));
     }
     sections.sort_by_key(|section| section.0);
     Ok(sections.into_iter().map(|section| section.1).collect())

@@ -18,7 +18,11 @@ const BOARD: &str = "qemu-mps2-an386";
 fn boot(count_instructions: bool) -> (Board, Qemu) {
     let board = Board::find(BOARD).unwrap();
     let elf = firmware::build(&board, "smoke").unwrap();
-    let options = Options { count_instructions, images: vec![(base_image(&board), board.base.origin)], echo_log: false };
+    let options = Options {
+        count_instructions,
+        images: vec![(base_image(&board), board.base.origin)],
+        echo_log: false,
+    };
     let qemu = Qemu::boot(&board, &elf, &options).unwrap();
     (board, qemu)
 }
@@ -53,7 +57,7 @@ fn transfer(qemu: &Qemu, command: u8, data: &[u8], answer: usize) -> Vec<u8> {
 fn partitions_flash_rules_and_exact_instruction_counts() {
     let (board, qemu) = boot(true);
     qemu.log().wait_for("ready", TIMEOUT).unwrap();
-    let log = qemu.log().lines(); for l in &log { println!("{l}"); }
+    let log = qemu.log().lines();
     let texts: Vec<_> = log.iter().map(|line| line.text.as_str()).collect();
     assert!(log.iter().all(|line| line.level == "info"), "{texts:#?}");
     assert_eq!(texts[0], format!("{BOARD} is {LISTENING}"));
@@ -65,9 +69,10 @@ fn partitions_flash_rules_and_exact_instruction_counts() {
     });
     assert_eq!(texts[2], format!("base {} to {}", ends[0], ends[1]));
     assert_eq!(texts[3], format!("flash {} bytes keeps the rules", board.slots.length));
-    assert_eq!(texts[4], "0 short loops counted wrongly");
+    assert_eq!(texts[4], "0 of 2000 short loops counted wrongly");
     for (text, instructions) in texts[5..].iter().zip([2000, 200_000, 3_000_000]) {
-        let expected = format!("loop of {instructions} instructions: counter {instructions}, systick {instructions}");
+        let expected =
+            format!("loop of {instructions} instructions: counter {instructions}, systick {instructions}");
         assert_eq!(*text, expected);
     }
     assert_eq!(texts[8], format!("arena {} bytes, stack {} bytes", board.psram.length, board.stack.length));
@@ -95,7 +100,9 @@ fn no_byte_is_lost_at_full_speed_or_behind_a_busy_device() {
 
 #[test]
 fn success_panic_and_fault_end_the_emulator_with_their_own_code() {
-    for (command, code, last) in [(b'q', 0, "ready"), (b'p', 1, "asked to panic"), (b'f', 1, "hard fault at pc 0x0000")] {
+    for (command, code, last) in
+        [(b'q', 0, "ready"), (b'p', 1, "asked to panic"), (b'f', 1, "hard fault at pc 0x0000")]
+    {
         let (_, qemu) = boot(true);
         qemu.connect(TIMEOUT).unwrap().write_all(&[command]).unwrap();
         let (status, log) = qemu.wait(TIMEOUT).unwrap();

@@ -7,9 +7,9 @@ use cortex_m::interrupt::InterruptNumber;
 use rankpatch_board::{Board, NorRam, Parts};
 
 use crate::counter::TickCounter;
+use crate::memory;
 use crate::stack::PaintedStack;
 use crate::uart::{self, UartLink};
-use crate::memory;
 
 /// The interrupts in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

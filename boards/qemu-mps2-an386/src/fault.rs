@@ -6,8 +6,8 @@ use core::panic::PanicInfo;
 use cortex_m_rt::{ExceptionFrame, exception};
 use cortex_m_semihosting::debug;
 
-use crate::{counter, uart};
 use crate::board::Interrupt;
+use crate::{counter, uart};
 
 /// Ends the emulator with exit code 0.
 pub fn succeed() -> ! {

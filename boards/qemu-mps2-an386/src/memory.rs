@@ -51,7 +51,8 @@ pub(crate) fn base() -> &'static [u8] {
 /// # Safety
 /// Called at most once.
 pub(crate) unsafe fn slots() -> NorRam {
-    let start = NonNull::new(ptr::with_exposed_provenance_mut(SLOTS_ORIGIN)).expect("an address behind the base");
+    let start =
+        NonNull::new(ptr::with_exposed_provenance_mut(SLOTS_ORIGIN)).expect("an address behind the base");
     // SAFETY: the partition is memory of this machine, apart from every section of the program, and given away only here.
     unsafe { NorRam::new(start, SLOTS_LENGTH, SLOTS_SLOT, WRITTEN.take()) }
 }

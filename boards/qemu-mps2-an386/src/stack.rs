@@ -28,7 +28,8 @@ impl rankpatch_board::Stack for PaintedStack {
         let lowest = &raw const _stack_end;
         // SAFETY: both symbols delimit the stack, which is readable memory; volatile, because the part below the stack
         // pointer belongs to nobody.
-        let painted = (0..words).take_while(|&i| unsafe { lowest.add(i).read_volatile() } == STACK_PAINT_VALUE).count();
+        let painted =
+            (0..words).take_while(|&i| unsafe { lowest.add(i).read_volatile() } == STACK_PAINT_VALUE).count();
         (words - painted) * 4
     }
 }

@@ -25,6 +25,8 @@ macro_rules! repeat {
 
 mod matrix;
 mod pack;
+#[cfg(target_abi = "eabihf")]
+pub(super) mod quantize;
 mod row_major;
 mod up;
 

@@ -25,7 +25,10 @@ pub fn quantize(x: &[f32], codes: &mut [i8]) -> f32 {
     }
     let max = f32::from_bits(max_bits);
     let inverse = 127.0 / max;
-    for (code, value) in codes.iter_mut().zip(x) {
+    let (groups, rest) = x.as_chunks();
+    let (code_groups, code_rest) = codes.as_chunks_mut();
+    groups::codes(groups, code_groups, inverse, ROUND_MAGIC);
+    for (code, value) in code_rest.iter_mut().zip(rest) {
         *code = (value * inverse + ROUND_MAGIC).to_bits() as i8;
     }
     max / 127.0
@@ -34,5 +37,24 @@ pub fn quantize(x: &[f32], codes: &mut [i8]) -> f32 {
 /// The bits of the largest magnitude; NaN counts as larger than infinity.
 fn max_abs_bits(x: &[f32]) -> u32 {
     // Floats without sign compare like integers; doubling drops the sign and is free in an Arm comparison.
-    x.iter().fold(0, |max, value| max.max(value.to_bits() << 1)) >> 1
+    let (groups, rest) = x.as_chunks();
+    let max = rest.iter().fold(0, |max, value| max.max(value.to_bits() << 1));
+    groups::max_doubled_bits(groups, max) >> 1
 }
+
+/// The bulk of the work, eight values at a time.
+#[cfg(not(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf")))]
+mod groups {
+    pub(super) fn max_doubled_bits(x: &[[f32; 8]], max: u32) -> u32 {
+        x.as_flattened().iter().fold(max, |max, value| max.max(value.to_bits() << 1))
+    }
+
+    pub(super) fn codes(x: &[[f32; 8]], codes: &mut [[i8; 8]], inverse: f32, magic: f32) {
+        for (code, value) in codes.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
+            *code = (value * inverse + magic).to_bits() as i8;
+        }
+    }
+}
+
+#[cfg(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"))]
+use super::dsp::quantize as groups;

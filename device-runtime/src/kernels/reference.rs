@@ -32,7 +32,7 @@ fn up_add_const<const R: usize>(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]
 
 #[inline]
 fn low_rank_dot(row: &[i8], v: &[i16]) -> i32 {
-    row.iter().zip(v).fold(0i32, |sum, (&b, &v)| sum.wrapping_add(i32::from(b).wrapping_mul(i32::from(v))))
+    row.iter().zip(v).fold(0, |sum, (&b, &v)| sum.wrapping_add(i32::from(b).wrapping_mul(i32::from(v))))
 }
 
 /// `(sum + round) >> shift`.
@@ -41,14 +41,15 @@ fn shifted(sum: i32, shift: u32) -> i32 {
     sum.wrapping_add((1 << shift) >> 1) >> shift
 }
 
-/// `acc[o] = sum_i w[o,i] * x[i]`, row-major: four rows at a time, so that each load of `x` serves four products.
+/// `acc[o] = sum_i w[o,i] * x[i]`, row-major.
 pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
     let k = x.len();
     if k == 0 {
         acc.fill(0);
         return;
     }
-    let (acc4, acc1) = acc.as_chunks_mut::<4>();
+    // Without vector registers, four rows share the loads of `x`. With them, the compiler does best with one row.
+    let (acc4, acc1) = if cfg!(target_pointer_width = "32") { acc.as_chunks_mut::<4>() } else { (&mut [][..], acc) };
     let (w4, w1) = w.split_at_checked(acc4.len() * 4 * k).unwrap_or((w, &[]));
     for (acc, rows) in acc4.iter_mut().zip(w4.chunks_exact(4 * k)) {
         *acc = dot4(rows, x);
@@ -58,12 +59,13 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
     }
 }
 
-#[inline]
-fn dot(row: &[i8], x: &[i8]) -> i32 {
-    row.iter().zip(x).fold(0, |sum, (&w, &x)| mul_add(sum, w, x))
+/// The product of a row and a vector. Sums of 32 products, a constant number, become vector instructions.
+pub(super) fn dot(row: &[i8], x: &[i8]) -> i32 {
+    let ((row32, row_rest), (x32, x_rest)) = (row.as_chunks::<32>(), x.as_chunks::<32>());
+    let sum = |row: &[i8], x: &[i8]| row.iter().zip(x).fold(0, |sum, (&w, &x)| mul_add(sum, w, x));
+    row32.iter().zip(x32).fold(sum(row_rest, x_rest), |total, (row, x)| total.wrapping_add(sum(row, x)))
 }
 
-#[inline]
 fn dot4(rows: &[i8], x: &[i8]) -> [i32; 4] {
     let mut rest = rows.chunks_exact(x.len().max(1));
     let [a, b, c, d] = [(); 4].map(|()| rest.next().unwrap_or(&[]));

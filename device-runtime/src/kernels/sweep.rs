@@ -2,8 +2,8 @@
 //! host's tests, QEMU and a real board all call.
 
 use super::{
-    Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len, read_row,
-    up_add, write_row,
+    Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len, quantize,
+    read_row, up_add, write_row,
 };
 
 /// Every length up to here is tried: a little more than four times the widest step of any kernel.
@@ -56,6 +56,7 @@ pub fn sweep(seed: u32, bytes: &mut [i8], words: &mut [i32]) -> Sweep {
             }
             let rank = 1 + random.below(ROWS as u32) as usize;
             down_case(&mut found, &mut random, rank, k, alignment, bytes, words);
+            quantize_case(&mut found, &mut random, k, alignment, bytes);
         }
         for rank in RANKS {
             for shift in 0..=14 {
@@ -182,6 +183,32 @@ fn up_case(
         i64::from(acc) == i64::from(before) + ((sum + round) >> shift)
     });
     found.count(equal);
+}
+
+/// `quantize` of a vector whose values differ by up to `2^alignment` and hold many ties.
+fn quantize_case(found: &mut Sweep, random: &mut Random, k: usize, alignment: usize, bytes: &mut [i8]) {
+    let Some((codes, _)) = aligned(bytes, alignment, k) else { return };
+    let mut x = [0f32; LONG];
+    let Some(x) = x.get_mut(..k) else { return };
+    let unit = f32::from_bits((27 + random.below(200)) << 23);
+    for x in x.iter_mut() {
+        *x = (random.next().cast_signed() >> (8 + alignment)) as f32 * unit;
+    }
+    if random.below(8) == 0 {
+        x.fill(f32::NAN);
+    }
+    codes.fill(99);
+    let scale = quantize(x, codes);
+    let max = x.iter().fold(0.0, |max, x| if x.abs() > max || x.is_nan() { x.abs() } else { max });
+    let has_scale = max >= f32::from_bits(27 << 23) && max < f32::INFINITY;
+    let expected_scale = if has_scale { max / 127.0 } else { 0.0 };
+    let equal = x.iter().zip(&*codes).all(|(x, &code)| {
+        // To the nearest integer, of two the even one, by comparison with what lies half-way.
+        let (scaled, low) = (if has_scale { x * (127.0 / max) } else { 0.0 }, f32::from(code));
+        let distance = (scaled - low).abs();
+        distance < 0.5 || distance == 0.5 && code % 2 == 0
+    });
+    found.count(equal && scale.to_bits() == expected_scale.to_bits());
 }
 
 /// A constant matrix times a constant vector, where a narrow accumulator overflows first.

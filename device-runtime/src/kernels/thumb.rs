@@ -4,22 +4,34 @@
 
 use core::arch::naked_asm;
 
+use super::reference;
+
 /// `acc[o] = sum_i w[o,i] * x[i]`; `w` is `[acc.len(), x.len()]` row-major.
 pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
     let k = x.len();
-    if k == 0 || w.len() < acc.len() * k {
+    let Some(w) = w.get(..acc.len() * k).filter(|_| k > 0) else {
         acc.fill(0);
         return;
+    };
+    let (groups, last) = acc.as_chunks_mut::<4>();
+    let mut row = w.as_ptr();
+    for sums in groups {
+        let second = row.wrapping_add(k);
+        let third = second.wrapping_add(k);
+        let rows = [row, second, third, third.wrapping_add(k)];
+        // SAFETY: `w` has `acc.len()` rows of `k` codes, and `x` has `k`, which is at least 1.
+        unsafe { dot4(&rows, x.as_ptr(), k, sums) };
+        row = rows[3].wrapping_add(k);
     }
-    for (acc, rows) in acc.chunks_mut(4).zip(w.chunks(4 * k)) {
-        // A group of less than four rows takes its last one several times.
-        let last = acc.len() - 1;
-        let row = |i: usize| rows.as_ptr().wrapping_add(i.min(last) * k);
+    if let [sum] = last {
+        *sum = reference::dot(w.get(w.len() - k..).unwrap_or(&[]), x);
+    } else if !last.is_empty() {
+        // The last row, several times over.
         let mut sums = [0; 4];
-        // SAFETY: `rows` has `acc.len()` rows of `k` codes, at least one, and so has each pointer; `x` has `k` codes, at least
-        // one.
-        unsafe { dot4(&[row(0), row(1), row(2), row(3)], x.as_ptr(), k, &mut sums) };
-        acc.iter_mut().zip(sums).for_each(|(to, from)| *to = from);
+        let rows = [0, 1, 2, 3].map(|i: usize| row.wrapping_add(i.min(last.len() - 1) * k));
+        // SAFETY: as above.
+        unsafe { dot4(&rows, x.as_ptr(), k, &mut sums) };
+        last.iter_mut().zip(sums).for_each(|(to, from)| *to = from);
     }
 }
 

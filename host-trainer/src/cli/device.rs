@@ -1,6 +1,5 @@
 //! `rankpatch device`: what a device is asked, and its answers for people and programs.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

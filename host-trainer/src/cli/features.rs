@@ -12,7 +12,8 @@ use crate::Error;
 /// Where features come from.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct Source {
-    /// Feature rows: a .safetensors file with one tensor, [rows, width] or [clips, rows, width], f32 or f16; any other
+    /// Feature rows: the tensor of a .safetensors file (the one named
+    /// features if there are several), [rows, width] or [clips, rows, width], f32 or f16; any other
     /// file holds f32 little-endian
     #[arg(long, value_name = "FILE")]
     pub(super) features: Option<PathBuf>,
@@ -52,11 +53,14 @@ impl Source {
     /// One clip of the tensor in a safetensors file.
     fn clip(&self, bytes: &[u8]) -> Result<Features, String> {
         let file = SafeTensors::deserialize(bytes).map_err(|error| format!("expected safetensors, found {error}"))?;
-        let tensors = file.tensors();
-        let [(name, tensor)] = tensors.as_slice() else {
-            let names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(format!("expected one tensor, found {}: {}", names.len(), names.join(", ")));
+        let names = file.names();
+        let name = match names.as_slice() {
+            [only] => only,
+            _ => "features",
         };
+        let tensor = file.tensor(name).map_err(|_| {
+            format!("expected one tensor or one with the name features, found {}: {}", names.len(), names.join(", "))
+        })?;
         let (clips, rows, width) = match *tensor.shape() {
             [rows, width] => (1, rows, width),
             [clips, rows, width] => (clips, rows, width),

@@ -17,7 +17,6 @@ mod tests;
 mod train;
 
 use std::ffi::OsString;
-use std::io::Write as _;
 
 use clap::{Parser, Subcommand};
 

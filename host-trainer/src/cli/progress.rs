@@ -1,6 +1,5 @@
 //! How long work is shown on the standard error: a bar for a person, plain lines in a log, JSON lines for a program.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -137,7 +136,6 @@ impl Reporter for Shown<'_, '_> {
                 }
                 self.line(&format!("{steps} steps in {seconds:.1} s, loss {loss:.4} at the end"));
             }
-            _ => {}
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `rankpatch sim`: the device's own code on the host, with the same bits as on the chip.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::digest::Digest;

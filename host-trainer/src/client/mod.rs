@@ -8,7 +8,7 @@
 mod answer;
 mod error;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 mod transport;

@@ -130,142 +130,123 @@ pub(super) fn multiply(c: Target<'_>, terms: &[(Mat<'_>, &Packed)]) {
     for (a, b) in terms {
         assert!(a.cols <= b.inner && c.cols <= b.cols && b.cols == terms[0].1.cols, "the product does not fit");
     }
-    // Separate copies for one and two terms: the inner loop then knows its number of terms.
+    // The number of terms becomes a constant: the kernel's loop over them is then unrolled.
     match *terms {
-        [one] => vectorized(
-            #[inline(always)]
-            || multiply_terms(c, [one]),
-        ),
-        [one, two] => vectorized(
-            #[inline(always)]
-            || multiply_terms(c, [one, two]),
-        ),
+        [one] => multiply_terms(c, [one]),
+        [one, two] => multiply_terms(c, [one, two]),
         _ => unreachable!("a product has one or two terms"),
     }
 }
 
-#[inline(always)]
-fn multiply_terms<const N: usize>(c: Target<'_>, terms: [(Mat<'_>, &Packed); N]) {
-    let Target { values, stride, rows, cols, accumulate } = c;
-    for block in (0..rows).step_by(BLOCK) {
-        let end = rows.min(block + BLOCK);
-        for column in (0..cols).step_by(WIDE) {
-            let (_, width) = terms[0].1.panel(column);
-            let used = width.min(cols - column);
-            for row in (block..end).step_by(TILE) {
-                let c = &mut values[row * stride + column..];
-                macro_rules! tile {
-                    ($rows:literal, $width:ident) => {
-                        tile::<$rows, $width, N>(c, stride, used, accumulate, row, column, &terms)
-                    };
-                }
-                match (TILE.min(end - row), width == WIDE) {
-                    (6, true) => tile!(6, WIDE),
-                    (5, true) => tile!(5, WIDE),
-                    (4, true) => tile!(4, WIDE),
-                    (3, true) => tile!(3, WIDE),
-                    (2, true) => tile!(2, WIDE),
-                    (_, true) => tile!(1, WIDE),
-                    (6, false) => tile!(6, NARROW),
-                    (5, false) => tile!(5, NARROW),
-                    (4, false) => tile!(4, NARROW),
-                    (3, false) => tile!(3, NARROW),
-                    (2, false) => tile!(2, NARROW),
-                    (_, false) => tile!(1, NARROW),
-                }
+fn multiply_terms<const N: usize>(mut c: Target<'_>, terms: [(Mat<'_>, &Packed); N]) {
+    for block in (0..c.rows).step_by(BLOCK) {
+        let end = c.rows.min(block + BLOCK);
+        let whole = end - (end - block) % TILE;
+        for column in (0..c.cols).step_by(WIDE) {
+            let wide = terms[0].1.panel(column).1 == WIDE;
+            macro_rules! tiles {
+                ($rows:literal, $range:expr) => {
+                    if wide {
+                        tiles::<$rows, WIDE, N>(&mut c, $range, column, &terms);
+                    } else {
+                        tiles::<$rows, NARROW, N>(&mut c, $range, column, &terms);
+                    }
+                };
+            }
+            tiles!(6, block..whole);
+            match end - whole {
+                0 => {}
+                1 => tiles!(1, whole..end),
+                2 => tiles!(2, whole..end),
+                3 => tiles!(3, whole..end),
+                4 => tiles!(4, whole..end),
+                _ => tiles!(5, whole..end),
             }
         }
     }
 }
 
-/// One register tile: `R` rows from `row`, `W` columns from `column`, of which `used` are stored. `c` begins there.
-#[inline(always)]
-fn tile<const R: usize, const W: usize, const N: usize>(
-    c: &mut [f32],
-    stride: usize,
-    used: usize,
-    accumulate: bool,
-    row: usize,
+/// Register tiles of `R` rows over some rows and the panel at `column`, which is `W` wide.
+///
+/// One kernel is one call: in a function with all of them the compiler stops unrolling.
+fn tiles<const R: usize, const W: usize, const N: usize>(
+    c: &mut Target<'_>,
+    rows: std::ops::Range<usize>,
     column: usize,
     terms: &[(Mat<'_>, &Packed); N],
 ) {
-    let mut sums = [[0.0f32; W]; R];
-    for (a, b) in terms {
-        let panel = b.panel(column).0.as_chunks::<W>().0;
-        let panel = &panel[..a.cols];
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &a.row(row + r)[..panel.len()]);
-        for (p, b) in panel.iter().enumerate() {
-            for (sums, a) in sums.iter_mut().zip(&rows) {
-                add_scaled(sums, a[p], b);
-            }
-        }
-    }
-    store(c, stride, used, accumulate, &sums);
-}
-
-/// `c[i, j] = sum over p of a[p, i] b[p, j]` (or `c +=`): `a` [inner, rows], `b` [inner, cols].
-pub(super) fn outer(c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
-    assert!(c.rows <= a.cols && c.cols <= b.cols, "the product does not fit");
+    let used = W.min(c.cols - column);
     vectorized(
         #[inline(always)]
         || {
-            let Target { values, stride, rows, cols, accumulate } = c;
-            for row in (0..rows).step_by(OUTER_TILE) {
-                let mut column = 0;
-                while column < cols {
-                    let c = &mut values[row * stride + column..];
-                    let left = cols - column;
-                    macro_rules! tile {
-                        ($rows:literal, $width:expr) => {
-                            outer_tile::<$rows, { $width }>(c, stride, left, accumulate, row, column, a, b, inner)
-                        };
+            for row in rows.step_by(R) {
+                let mut sums = [[0.0f32; W]; R];
+                for (a, b) in terms {
+                    let panel = &b.panel(column).0.as_chunks::<W>().0[..a.cols];
+                    let mut rows = [&[] as &[f32]; R];
+                    for (r, slice) in rows.iter_mut().enumerate() {
+                        *slice = &a.row(row + r)[..panel.len()];
                     }
-                    macro_rules! rows {
-                        ($width:expr) => {
-                            match OUTER_TILE.min(rows - row) {
-                                4 => tile!(4, $width),
-                                3 => tile!(3, $width),
-                                2 => tile!(2, $width),
-                                _ => tile!(1, $width),
-                            }
-                        };
+                    for (p, b) in panel.iter().enumerate() {
+                        for r in 0..R {
+                            add_scaled(&mut sums[r], rows[r][p], b);
+                        }
                     }
-                    column += match left {
-                        WIDE.. => rows!(WIDE),
-                        NARROW.. => rows!(NARROW),
-                        4.. => rows!(4),
-                        _ => rows!(1),
-                    };
                 }
+                store(&mut c.values[row * c.stride + column..], c.stride, used, c.accumulate, &sums);
             }
         },
     );
 }
 
-/// One register tile of [`outer`]; returns its width.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands and place of one tile")]
-fn outer_tile<const R: usize, const W: usize>(
-    c: &mut [f32],
-    stride: usize,
-    left: usize,
-    accumulate: bool,
-    row: usize,
+/// `c[i, j] = sum over p of a[p, i] b[p, j]` (or `c +=`): `a` [inner, rows], `b` [inner, cols].
+pub(super) fn outer(mut c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
+    assert!(c.rows <= a.cols && c.cols <= b.cols, "the product does not fit");
+    let rows = c.rows;
+    let whole = rows - rows % OUTER_TILE;
+    let mut column = 0;
+    while column < c.cols {
+        macro_rules! tiles {
+            ($width:expr) => {{
+                outer_tiles::<OUTER_TILE, { $width }>(&mut c, 0..whole, column, a, b, inner);
+                outer_tiles::<1, { $width }>(&mut c, whole..rows, column, a, b, inner);
+                $width
+            }};
+        }
+        column += match c.cols - column {
+            WIDE.. => tiles!(WIDE),
+            NARROW.. => tiles!(NARROW),
+            4.. => tiles!(4),
+            _ => tiles!(1),
+        };
+    }
+}
+
+/// Register tiles of `R` rows over some rows of [`outer`], and the `W` columns from `column`.
+fn outer_tiles<const R: usize, const W: usize>(
+    c: &mut Target<'_>,
+    rows: std::ops::Range<usize>,
     column: usize,
     a: Mat<'_>,
     b: Mat<'_>,
     inner: usize,
-) -> usize {
-    let mut sums = [[0.0f32; W]; R];
-    for p in 0..inner {
-        let a = a.values[p * a.stride + row..].first_chunk::<R>().expect("`a` has the rows of `c`");
-        let b = b.values[p * b.stride + column..].first_chunk::<W>().expect("`b` has the columns of `c`");
-        for (sums, &a) in sums.iter_mut().zip(a) {
-            add_scaled(sums, a, b);
-        }
-    }
-    store(c, stride, W.min(left), accumulate, &sums);
-    W
+) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in rows.step_by(R) {
+                let mut sums = [[0.0f32; W]; R];
+                for p in 0..inner {
+                    let a = a.values[p * a.stride + row..].first_chunk::<R>().expect("`a` has the rows of `c`");
+                    let b = b.values[p * b.stride + column..].first_chunk::<W>().expect("`b` has the columns of `c`");
+                    for r in 0..R {
+                        add_scaled(&mut sums[r], a[r], b);
+                    }
+                }
+                store(&mut c.values[row * c.stride + column..], c.stride, W, c.accumulate, &sums);
+            }
+        },
+    );
 }
 
 #[inline(always)]

@@ -4,7 +4,10 @@
 //! echo that many bytes; `b` does the same but computes for a while first, as an inference would; `c` takes them and
 //! answers with one byte; `p` panics; `f` faults; `q` ends with success.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![cfg_attr(target_os = "none", expect(unsafe_code, reason = "a counted loop in assembly, a deliberate fault"))]
+#![cfg_attr(
+    target_os = "none",
+    expect(unsafe_code, reason = "a counted loop in assembly, a deliberate fault")
+)]
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
@@ -54,16 +57,15 @@ mod device {
             (instructions - empty.0, systick - empty.1)
         };
         // A tick is a fraction of an instruction, so a difference depends on where between two ticks it begins. Short
-        // loops at every such phase: none may be off by one.
-        let mut wrong = 0;
-        for turns in 2..=100 {
-            for phase in 1..=16 {
-                spin(phase);
-                let expected = 2 * (u64::from(turns) - 1);
-                wrong += u32::from(measure(turns) != (expected, expected));
-            }
+        // loops at pseudo-random starts: none may be off by one.
+        let (mut wrong, mut random) = (0, 1_u32);
+        for turns in (2..=100).cycle().take(2000) {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            spin(1 + (random >> 28));
+            let expected = 2 * (u64::from(turns) - 1);
+            wrong += u32::from(measure(turns) != (expected, expected));
         }
-        defmt::info!("{=u32} short loops counted wrongly", wrong);
+        defmt::info!("{=u32} of 2000 short loops counted wrongly", wrong);
         for turns in [1001, 100_001, 1_500_001] {
             let (instructions, systick) = measure(turns);
             defmt::info!(
@@ -82,7 +84,6 @@ mod device {
         let start = (counter.ticks(), SYST::get_current());
         spin(turns);
         let end = (counter.ticks(), SYST::get_current());
-        if turns < 9 { defmt::info!("raw {=u32} {=u64} {=u64} {=u64}", turns, start.0 % 8, end.0 - start.0, u64::from(start.1.wrapping_sub(end.1))); }
         let systick = start.1.wrapping_sub(end.1) & 0x00FF_FFFF;
         (counter::instructions(end.0 - start.0), counter::instructions(u64::from(systick)))
     }
@@ -104,8 +105,14 @@ mod device {
         slots.erase(page, 2 * page).expect("a whole slot");
         slots.write(page, &[1, 2, 3, 4]).expect("an erased word");
         assert!(slots.write(page, &[1, 2, 3, 4]) == written, "a word took a second write");
-        assert!(slots.bytes()[page as usize..][..6] == [1, 2, 3, 4, 0xFF, 0xFF], "the map shows something else");
-        assert!(slots.bytes().iter().take(page as usize).all(|&byte| byte == 0), "the erase touched another slot");
+        assert!(
+            slots.bytes()[page as usize..][..6] == [1, 2, 3, 4, 0xFF, 0xFF],
+            "the map shows something else"
+        );
+        assert!(
+            slots.bytes().iter().take(page as usize).all(|&byte| byte == 0),
+            "the erase touched another slot"
+        );
         defmt::info!("flash {=usize} bytes keeps the rules", slots.capacity());
     }
 
@@ -119,7 +126,9 @@ mod device {
                 b'b' => echo(link, BUSY / 2),
                 b'p' => panic!("asked to panic"),
                 // SAFETY: none. Nothing answers at this address, which is the fault that the host asked for.
-                b'f' => defmt::info!("read {=u32}", unsafe { core::ptr::with_exposed_provenance::<u32>(0xA000_0000).read_volatile() }),
+                b'f' => defmt::info!("read {=u32}", unsafe {
+                    core::ptr::with_exposed_provenance::<u32>(0xA000_0000).read_volatile()
+                }),
                 b'q' => succeed(),
                 other => {
                     defmt::error!("expected a command, found {=u8:#04x}", other);

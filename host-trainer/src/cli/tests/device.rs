@@ -1,0 +1,152 @@
+//! `device` over TCP, against the device in memory.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::{Fixture, Ran, exit, f32_file};
+use crate::client::Transport as _;
+use crate::client::fake::{BASE, Fake, Fate, Fates, SLOT_BYTES, file};
+
+/// A device in memory behind a port of this machine, for some sessions one after the other.
+struct Server {
+    address: String,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    fn new(sessions: usize, fates: Fates) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("tcp:{}", listener.local_addr().unwrap());
+        let thread = std::thread::spawn(move || {
+            let mut fake = Fake::with(fates);
+            for _ in 0..sessions {
+                serve(&mut fake, &mut listener.accept().unwrap().0);
+                fake.mend();
+            }
+        });
+        Self { address, thread }
+    }
+
+    fn run(&self, fixture: &Fixture, line: &str) -> Ran {
+        fixture.run(&format!("device {line} --port {}", self.address))
+    }
+
+    fn end(self) {
+        self.thread.join().unwrap();
+    }
+}
+
+fn serve(fake: &mut Fake, stream: &mut TcpStream) {
+    let mut buffer = [0; 4096];
+    while let Ok(len @ 1..) = stream.read(&mut buffer) {
+        if fake.send(&buffer[..len]).is_err() {
+            return;
+        }
+        loop {
+            match fake.receive(&mut buffer, Instant::now()) {
+                Ok(0) => break,
+                Ok(len) => stream.write_all(&buffer[..len]).unwrap(),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn working(sessions: usize) -> Server {
+    Server::new(sessions, Box::new(|_, _| Fate::Arrives))
+}
+
+#[test]
+fn a_device_is_switched_and_switched_back() {
+    let fixture = Fixture::new();
+    fixture.write("names.rpa", &file("names", BASE, 9000));
+    fixture.write("intent.rpa", &file("intent", BASE, 500));
+    let server = working(15);
+    let device = |line: &str| server.run(&fixture, line);
+    let info = device("info --format json").json();
+    assert_eq!((info["board"].as_str(), info["active"].is_null()), (Some("fake"), true));
+    assert_eq!(info["base_id"], BASE.to_string());
+
+    let pushed = device("push @names.rpa --format json").json();
+    let bytes = fixture.read("names.rpa").len() as u64;
+    assert_eq!((pushed["slot"].as_u64(), pushed["file_bytes"].as_u64()), (Some(0), Some(bytes)));
+    assert_eq!(pushed["payload_bytes"], 9000);
+    let wire = |key: &str| pushed["wire"][key].as_u64().unwrap();
+    assert_eq!(pushed["wire_bytes"].as_u64(), Some(wire("sent_bytes") + wire("received_bytes")));
+    // Nine chunks and three small requests: a frame costs 15 bytes and one more per 254.
+    assert!((bytes..bytes + 400).contains(&wire("sent_bytes")), "{pushed}");
+    let text = device("push @intent.rpa --activate --mode merged").text();
+    assert!(text.contains("payload  500 bytes") && text.contains("slot 1 is applied, merged"), "{text}");
+    assert_eq!(device("info --format json").json()["active"], serde_json::json!({ "slot": 1, "mode": "merged" }));
+    // The slot with the same task is applied, so another one is taken.
+    assert_eq!(device("push @intent.rpa --format json").json()["slot"], 2);
+    let list = device("list").text();
+    let tasks: Vec<&str> = list.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(tasks, ["names", "intent", "intent"]);
+    device("remove 7").fails(exit::REFUSED, "device refused remove: no such slot: expected 3, found 7");
+    device("activate nothing").fails(exit::USAGE, "no slot holds task \"nothing\": found names, intent, intent");
+    let activated = device("activate names --format json").json();
+    assert_eq!((activated["slot"].as_u64(), activated["mode"].as_str()), (Some(0), Some("streamed")));
+    assert_eq!(activated["digest"], "0xffffffffffffffff", "64 bits do not fit a JSON number");
+    assert!(device("selftest").text().contains("self-test passed"));
+    assert_eq!(device("detach").text(), "the plain base is back\n");
+    let refused = device("detach");
+    assert!(refused.err.contains("hint: "), "{}", refused.err);
+    refused.fails(exit::REFUSED, "no adapter is active");
+    assert_eq!(device("remove names").text(), "slot 0 is empty\n");
+    assert!(device("stats").text().contains("peak stack         512 bytes"));
+    server.end();
+}
+
+#[test]
+fn a_device_runs_texts_features_and_prompts() {
+    let fixture = Fixture::new();
+    let rows: Vec<f32> = (0..600).map(|at| at as f32).collect();
+    fixture.write("rows.f32", &f32_file(&rows));
+    let server = working(3);
+    let device = |line: &str| server.run(&fixture, line);
+    let output = device("run --features @rows.f32 --rows 3 --format json").json();
+    assert_eq!((output["argmax"].as_u64(), output["values"][599].as_f64()), (Some(599), Some(1198.0)));
+    assert_eq!(device("run --text ab --format json").json()["values"], serde_json::json!([97.0, 98.0]));
+    assert_eq!(device("generate --prompt abc --max-tokens 4").text(), "abcabca\n");
+    server.end();
+    fixture.run("device run --features @rows.f32 --port tcp:127.0.0.1:1").fails(exit::LINK_LOST, "cannot open tcp:127.0.0.1:1");
+}
+
+#[test]
+fn bad_files_are_refused_before_they_are_sent() {
+    let fixture = Fixture::new();
+    fixture.write("big.rpa", &file("names", BASE, SLOT_BYTES as usize));
+    fixture.write("broken.rpa", b"RPA\x01");
+    let server = working(2);
+    let device = |line: &str| server.run(&fixture, line);
+    device("push @decoder.rpa").fails(exit::BAD_INPUT, "decoder.rpa: adapter is for another base: expected 0707");
+    device("push @big.rpa").fails(exit::BAD_INPUT, "the file does not fit into a slot: expected at most 65536 bytes");
+    server.end();
+    fixture.run("device push @broken.rpa --port tcp:127.0.0.1:1").fails(exit::BAD_INPUT, "broken.rpa: adapter file is truncated");
+}
+
+#[test]
+fn an_interrupted_push_is_repeated_and_resumes() {
+    let fixture = Fixture::new();
+    fixture.write("names.rpa", &file("names", BASE, 9000));
+    // Towards the device: info, three slots, begin, chunks.
+    let server = Server::new(2, Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
+    let ran = server.run(&fixture, "push @names.rpa --window 1");
+    assert!(ran.err.contains("hint: an interrupted push goes on where it stopped"), "{}", ran.err);
+    ran.fails(exit::LINK_LOST, "link lost during chunk");
+    let pushed = server.run(&fixture, "push @names.rpa --format json").json();
+    assert_eq!((pushed["resumed_at"].as_u64(), pushed["chunks"].as_u64()), (Some(4096), Some(5)));
+    server.end();
+}
+
+#[test]
+fn a_silent_device_is_a_lost_link() {
+    let fixture = Fixture::new();
+    let server = Server::new(1, Box::new(|_, _| Fate::IsLost));
+    let ran = server.run(&fixture, "info --timeout 0.02 --retries 1");
+    ran.fails(exit::LINK_LOST, "no answer to info: expected one within 0.02 s, found none in 2 attempts");
+    server.end();
+}
