@@ -36,7 +36,8 @@ pub struct Image {
     len: usize,
 }
 
-const _: () = assert!(align_of::<u128>() >= rankpatch_format::base::ALIGN, "a word is as aligned as an image");
+const _: () =
+    assert!(align_of::<u128>() >= rankpatch_format::base::ALIGN, "a word is as aligned as an image");
 
 impl Image {
     /// A copy of `bytes`, unchecked.

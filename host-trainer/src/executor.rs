@@ -16,56 +16,11 @@ use rankpatch_format::write::{self, Network};
 use crate::ops::{self, AttentionShape, LoraFactors, RopeTable};
 use crate::{Error, Result};
 
+mod batch;
 #[cfg(test)]
 mod tests;
 
-/// What a network reads.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Input {
-    /// Token ids `[sequences * rows]`.
-    Tokens(Vec<u32>),
-    /// Feature rows `[sequences * rows, width]`, row-major.
-    Features(Vec<f32>),
-}
-
-/// Sequences that run together. All are padded at the end to the same number of rows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Batch {
-    /// The padded input. Padding may hold anything that the network can read: id 0, zeros.
-    pub input: Input,
-    /// Number of sequences.
-    pub sequences: usize,
-    /// Rows of each sequence, padding included.
-    pub rows: usize,
-    /// Rows of each sequence that count, 1 to `rows`; `[sequences]`.
-    pub lengths: Vec<usize>,
-}
-
-impl Batch {
-    /// Token sequences, padded with id 0 to the longest.
-    pub fn tokens<T: Copy + Into<u32>>(sequences: &[impl AsRef<[T]>]) -> Self {
-        let lengths: Vec<usize> = sequences.iter().map(|s| s.as_ref().len()).collect();
-        let rows = lengths.iter().copied().max().unwrap_or(0);
-        let mut ids = Vec::with_capacity(rows * sequences.len());
-        for sequence in sequences {
-            ids.extend(sequence.as_ref().iter().map(|id| (*id).into()));
-            ids.resize(ids.len().next_multiple_of(rows.max(1)), 0);
-        }
-        Self { input: Input::Tokens(ids), sequences: sequences.len(), rows, lengths }
-    }
-
-    /// Feature sequences, each `[rows, width]` row-major, padded with zeros to the longest.
-    pub fn features(sequences: &[impl AsRef<[f32]>], width: usize) -> Self {
-        let lengths: Vec<usize> = sequences.iter().map(|s| s.as_ref().len() / width.max(1)).collect();
-        let rows = lengths.iter().copied().max().unwrap_or(0);
-        let mut values = Vec::with_capacity(rows * width * sequences.len());
-        for (index, sequence) in sequences.iter().enumerate() {
-            values.extend_from_slice(sequence.as_ref());
-            values.resize((index + 1) * rows * width, 0.0);
-        }
-        Self { input: Input::Features(values), sequences: sequences.len(), rows, lengths }
-    }
-}
+pub use batch::{Batch, Input};
 
 /// The low-rank factors of one site: delta_weight = scaling * lora_b lora_a.
 #[derive(Debug, Clone)]
@@ -464,7 +419,11 @@ impl Model {
         if found == expected {
             Ok(())
         } else {
-            fail("values of a batch", format!("{sequences} * {rows} * {width} = {expected}"), found.to_string())
+            fail(
+                "values of a batch",
+                format!("{sequences} * {rows} * {width} = {expected}"),
+                found.to_string(),
+            )
         }
     }
 
@@ -524,7 +483,9 @@ fn dequantize(tensor: &write::Tensor) -> Cow<'_, [f32]> {
         write::Tensor::Floats { data, .. } | write::Tensor::Matrix { data, .. } => Cow::Borrowed(data),
         write::Tensor::Codes { cols, codes, scales, .. } => {
             let rows = codes.chunks_exact((*cols as usize).max(1));
-            let rows = rows.zip(scales).flat_map(|(row, scale)| row.iter().map(move |code| f32::from(*code) * scale));
+            let rows = rows
+                .zip(scales)
+                .flat_map(|(row, scale)| row.iter().map(move |code| f32::from(*code) * scale));
             Cow::Owned(rows.collect())
         }
     }

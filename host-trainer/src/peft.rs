@@ -24,6 +24,7 @@ const PREFIX: &str = "base_model.model.";
 /// The fields of `adapter_config.json` that this crate writes; of those it reads, all but `r` and `lora_alpha` may be
 /// missing.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the fields are those of PEFT's file")]
 struct PeftConfig {
     peft_type: String,
     #[serde(default)]

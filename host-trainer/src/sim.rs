@@ -251,12 +251,20 @@ impl Simulator {
     /// context is full. `token` hears each token's bytes.
     ///
     /// # Errors
-    /// [`Error::NoTokenizer`] if the base reads no text; [`Error::Runtime`] if the prompt does not fit.
+    /// [`Error::NoTokenizer`] if the base reads no text, [`Error::Batch`] if the adapter has a task head, [`Error::Runtime`]
+    /// if the prompt does not fit.
     pub fn generate(&self, prompt: &str, sampling: Sampling, mut token: impl FnMut(&[u8])) -> Result<Generated> {
         let prompt = self.encode(prompt)?;
         let base = self.image.base()?;
         let tokenizer = base.tokenizer().ok_or_else(|| self.no_tokenizer())?;
         let ends = [tokenizer.info().bos, tokenizer.info().eos];
+        if let Some(head) = self.adapter()?.as_ref().and_then(Adapter::head) {
+            return Err(Error::Batch {
+                what: "adapter",
+                expected: "one without a task head: a text is continued from the base's own output".into(),
+                found: format!("a head with {} outputs", head.n_out),
+            });
+        }
         self.session(|engine| {
             let mut sampler = Sampler::new(sampling.temperature, sampling.seed);
             let mut generated = Generated { ids: Vec::new(), text: Vec::new(), digest: 0 };
@@ -274,7 +282,7 @@ impl Simulator {
                 token(bytes);
                 generated.text.extend_from_slice(bytes);
                 generated.ids.push(id);
-                if engine.position() == engine.context() {
+                if generated.ids.len() == sampling.max_tokens || engine.position() == engine.context() {
                     break;
                 }
                 engine.run_tokens(&[id])?;

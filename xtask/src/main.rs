@@ -1,6 +1,9 @@
 //! `cargo xtask`: everything a person or the CI does with this repository, one file per task.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
+mod bench;
+mod demo;
+mod golden;
 mod setup;
 mod sizes;
 mod test;
@@ -17,6 +20,9 @@ Usage: cargo xtask TASK
 Tasks:
   setup           installs what is missing: Rust targets (rustup) and QEMU (the system's package manager)
   test            formatting, lints, every test on the host and in QEMU; ends with the counts
+  demo            trains an adapter and switches an emulated Cortex-M4 to it and back
+  bench [--json]  instruction counts of kernels and networks on the emulated cores
+  golden          writes the golden files of the format anew; review them as a change of the format
   tidy            the rules for source files that no compiler checks
   sizes [--json]  flash and RAM of the firmware by section, and its peak stack
 
@@ -26,6 +32,9 @@ Exit codes: 0 success, 1 a check or a step failed, 2 wrong usage, 3 something mu
 enum Task {
     Setup,
     Test,
+    Demo,
+    Bench { json: bool },
+    Golden,
     Tidy,
     Sizes { json: bool },
     Help,
@@ -36,6 +45,10 @@ impl Task {
         Some(match arguments {
             ["setup"] => Self::Setup,
             ["test"] => Self::Test,
+            ["demo"] => Self::Demo,
+            ["bench"] => Self::Bench { json: false },
+            ["bench", "--json"] => Self::Bench { json: true },
+            ["golden"] => Self::Golden,
             ["tidy"] => Self::Tidy,
             ["sizes"] => Self::Sizes { json: false },
             ["sizes", "--json"] => Self::Sizes { json: true },
@@ -48,6 +61,9 @@ impl Task {
         match *self {
             Self::Setup => setup::run().map(|()| ExitCode::Success),
             Self::Test => test::run(),
+            Self::Demo => demo::run().map(|()| ExitCode::Success),
+            Self::Bench { json } => bench::run(json).map(|()| ExitCode::Success),
+            Self::Golden => golden::run().map(|()| ExitCode::Success),
             Self::Tidy => tidy::run(),
             Self::Sizes { json } => sizes::run(json).map(|()| ExitCode::Success),
             Self::Help => {

@@ -48,7 +48,7 @@ pub(crate) fn check(root: &Path) -> Result<Vec<String>> {
                 }
             }
         }
-        if name.ends_with(".rs") {
+        if file.extension().is_some_and(|kind| kind == "rs") {
             check_rust(&name, &text, &mut offence);
         }
     }

@@ -14,7 +14,10 @@
 //! In a row-major matrix the half is `256 c1 + (c0 mod 256)`. Flipping the top bit of the even codes makes it
 //! `256 c1 + (c0 + 128)`, exactly, for one instruction more; 128 times the sum of the even activations is subtracted at
 //! the end.
-#![allow(unsafe_code, reason = "SMLAD has no stable intrinsic, and loops of naked assembly use every register")]
+#![allow(
+    unsafe_code,
+    reason = "SMLAD has no stable intrinsic, and loops of naked assembly use every register"
+)]
 
 /// A loop's body, so many times over.
 macro_rules! repeat {
@@ -69,7 +72,7 @@ pub(super) fn pack<'a>(x: &[i8], scratch: &'a mut [i32]) -> Words<'a> {
     let Some(words) = scratch.get_mut(..2 * x.len().div_ceil(4)) else { return Words::default() };
     let even_sum = pack::blocks(x.as_chunks().0, words);
     let mut packed = Words { blocks: &[], tail: [0; 2], even_sum };
-    if let (true, [.., odd, even]) = (x.len() % 4 != 0, &mut *words) {
+    if let (true, [.., odd, even]) = (!x.len().is_multiple_of(4), &mut *words) {
         let tail_sum;
         ([*odd, *even], packed.tail, tail_sum) = pack::tails(x);
         packed.even_sum += tail_sum;
@@ -82,7 +85,7 @@ pub(super) fn pack_pair<'a>([x0, x1]: [&[i8]; 2], scratch: &'a mut [i32]) -> Pai
     let Some(words) = scratch.get_mut(..4 * x0.len().div_ceil(4)) else { return PairWords::default() };
     let even_sums = pack::pair_blocks(x0.as_chunks().0, x1.as_chunks().0, words);
     let mut packed = PairWords { blocks: &[], tail: [0; 4], even_sums };
-    if let (true, [.., odd0, even0, odd1, even1]) = (x0.len() % 4 != 0, &mut *words) {
+    if let (true, [.., odd0, even0, odd1, even1]) = (!x0.len().is_multiple_of(4), &mut *words) {
         let (tail0, tail1, sum0, sum1);
         ([*odd0, *even0], tail0, sum0) = pack::tails(x0);
         ([*odd1, *even1], tail1, sum1) = pack::tails(x1);
@@ -123,7 +126,7 @@ pub(super) fn gemm2(
 pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
     let k = x.len();
     if k < 4 {
-        return reference::row_major(a, x, z);
+        return narrow(a, x, z);
     }
     if !words.blocks.is_empty() {
         z.fill(-128 * words.even_sum);
@@ -150,9 +153,18 @@ pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
     }
 }
 
+/// A row-major product of less than four columns.
+#[cold]
+fn narrow(a: &[i8], x: &[i8], z: &mut [i32]) {
+    z.fill(0);
+    for (z, row) in z.iter_mut().zip(a.chunks_exact(x.len().max(1))) {
+        *z = row.iter().zip(x).fold(0, |sum, (&a, &x)| sum + i32::from(a) * i32::from(x));
+    }
+}
+
 /// All columns of packed vectors of length `k`.
 fn columns<'a>(k: usize, words: &'a [i32], tail: &'a [i32]) -> Columns<'a> {
-    Columns { start: 0, blocks: k / 4, words, tail: (k % 4 != 0).then_some(tail) }
+    Columns { start: 0, blocks: k / 4, words, tail: (!k.is_multiple_of(4)).then_some(tail) }
 }
 
 pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&mut [i32]; 2]) {
@@ -171,8 +183,8 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     let done = up::up_add(b, v, shift, acc);
     // What is left: a few last rows, or all of them where the multiplier 2^(32-shift) would not fit.
     let (Some(b), Some(acc)) = (b.get(done * v.len()..), acc.get_mut(done..)) else { return };
-    if !acc.is_empty() {
-        reference::up_add(b, v, shift, acc);
+    if !acc.is_empty() && !v.is_empty() {
+        reference::up_add_any(b, v, shift, acc);
     }
 }
 

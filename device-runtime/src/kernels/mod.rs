@@ -11,11 +11,20 @@
 
 mod layout;
 mod quantize;
-#[cfg_attr(target_arch = "arm", allow(dead_code, reason = "an Arm core has a kernel of its own for some of these"))]
+#[cfg_attr(
+    target_arch = "arm",
+    allow(dead_code, reason = "an Arm core has a kernel of its own for some of these")
+)]
 mod reference;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+
+// Armv6-M is the one Arm profile without compare-and-swap.
+#[cfg(all(target_arch = "arm", feature = "dsp", not(target_has_atomic = "32")))]
+compile_error!(
+    "expected a core with the DSP extension (Cortex-M4, M7, M33) for the feature `dsp`, found Armv6-M"
+);
 
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 mod dsp;
@@ -50,7 +59,9 @@ pub struct Packed<'a> {
 impl<'a> Packed<'a> {
     /// Prepares `codes` for matrices in `layout`; `scratch` is [`pack_len`] words.
     pub fn new(layout: Layout, codes: &'a [i8], scratch: &'a mut [i32]) -> Self {
-        let scratch = scratch.get_mut(..pack_len(layout, codes.len())).unwrap_or_default();
+        let len = pack_len(layout, codes.len());
+        debug_assert!(scratch.len() >= len, "expected {len} words of scratch, found {}", scratch.len());
+        let scratch = scratch.get_mut(..len).unwrap_or_default();
         Self { codes, words: core_kernels::pack(codes, scratch) }
     }
 }
@@ -67,7 +78,9 @@ impl<'a> PackedPair<'a> {
     pub fn new(layout: Layout, x0: &'a [i8], x1: &'a [i8], scratch: &'a mut [i32]) -> Self {
         debug_assert_eq!(x0.len(), x1.len(), "a pair of vectors");
         let codes = [x0.get(..x1.len()).unwrap_or(x0), x1.get(..x0.len()).unwrap_or(x1)];
-        let scratch = scratch.get_mut(..pack_len(layout, codes[0].len())).unwrap_or_default();
+        let len = pack_len(layout, codes[0].len());
+        debug_assert!(scratch.len() >= len, "expected {len} words of scratch, found {}", scratch.len());
+        let scratch = scratch.get_mut(..len).unwrap_or_default();
         Self { codes, words: core_kernels::pack_pair(codes, scratch) }
     }
 }
@@ -76,15 +89,7 @@ impl<'a> PackedPair<'a> {
 ///
 /// `w`: `[out, k]` in `layout`, [`layout_len`] bytes; `x`: `[k]`; `acc`: `[out]`; `pack`: scratch of [`pack_len`]
 /// words. Fast when a `Dsp4x4` matrix is aligned to 4 bytes. `k` is at most 65536.
-pub fn gemv(
-    layout: Layout,
-    w: &[i8],
-    out: usize,
-    k: usize,
-    x: &[i8],
-    acc: &mut [i32],
-    pack: &mut [i32],
-) {
+pub fn gemv(layout: Layout, w: &[i8], out: usize, k: usize, x: &[i8], acc: &mut [i32], pack: &mut [i32]) {
     let (Some(x), Some(pack)) = (x.get(..k), pack.get_mut(..pack_len(layout, k))) else {
         debug_assert!(false, "gemv: a slice is too short for {out} x {k}");
         return;
@@ -115,7 +120,8 @@ pub fn gemm2(
     acc1: &mut [i32],
     pack: &mut [i32],
 ) {
-    let (Some(x0), Some(x1), Some(pack)) = (x0.get(..k), x1.get(..k), pack.get_mut(..pack_len(layout, k))) else {
+    let (Some(x0), Some(x1), Some(pack)) = (x0.get(..k), x1.get(..k), pack.get_mut(..pack_len(layout, k)))
+    else {
         debug_assert!(false, "gemm2: a slice is too short for {out} x {k}");
         return;
     };
@@ -166,7 +172,8 @@ pub fn down_packed(a: &[i8], r: usize, x: &Packed<'_>, z: &mut [i32]) {
 /// [`down`] of two prepared vectors, which give `k`: `z0 = A x0`, `z1 = A x1`.
 pub fn down2_packed(a: &[i8], r: usize, x: &PackedPair<'_>, z0: &mut [i32], z1: &mut [i32]) {
     let k = x.codes[0].len();
-    let (Some(a), Some(z0), Some(z1)) = (a.get(..r.saturating_mul(k)), z0.get_mut(..r), z1.get_mut(..r)) else {
+    let (Some(a), Some(z0), Some(z1)) = (a.get(..r.saturating_mul(k)), z0.get_mut(..r), z1.get_mut(..r))
+    else {
         debug_assert!(false, "down: a slice is too short for {r} x {k}");
         return;
     };

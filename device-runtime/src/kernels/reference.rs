@@ -14,11 +14,14 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
         4 => up_add_const::<4>(b, v, shift, acc),
         8 => up_add_const::<8>(b, v, shift, acc),
         16 => up_add_const::<16>(b, v, shift, acc),
-        r => {
-            for (acc, row) in acc.iter_mut().zip(b.chunks_exact(r)) {
-                *acc = acc.wrapping_add(shifted(low_rank_dot(row, v), shift));
-            }
-        }
+        _ => up_add_any(b, v, shift, acc),
+    }
+}
+
+/// [`up_add`] in one loop for all ranks but 0.
+pub(super) fn up_add_any(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
+    for (acc, row) in acc.iter_mut().zip(b.chunks_exact(v.len().max(1))) {
+        *acc = acc.wrapping_add(shifted(low_rank_dot(row, v), shift));
     }
 }
 
@@ -43,15 +46,21 @@ fn shifted(sum: i32, shift: u32) -> i32 {
 
 /// `acc[o] = sum_i w[o,i] * x[i]`, row-major.
 pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
+    // Without vector registers, four rows share the loads of `x`. With them, the compiler does best with one row.
+    row_major_by(cfg!(target_pointer_width = "32"), w, x, acc);
+}
+
+/// [`row_major`] with or without groups of four rows.
+#[inline]
+pub(super) fn row_major_by(four: bool, w: &[i8], x: &[i8], acc: &mut [i32]) {
     let k = x.len();
     if k == 0 {
         acc.fill(0);
         return;
     }
-    // Without vector registers, four rows share the loads of `x`. With them, the compiler does best with one row.
-    let (acc4, acc1) = if cfg!(target_pointer_width = "32") { acc.as_chunks_mut::<4>() } else { (&mut [][..], acc) };
+    let (acc4, acc1) = if four { acc.as_chunks_mut::<4>() } else { (&mut [][..], acc) };
     let (w4, w1) = w.split_at_checked(acc4.len() * 4 * k).unwrap_or((w, &[]));
-    for (acc, rows) in acc4.iter_mut().zip(w4.chunks_exact(4 * k)) {
+    for (acc, rows) in acc4.iter_mut().zip(w4.chunks_exact((4 * k).max(1))) {
         *acc = dot4(rows, x);
     }
     for (acc, row) in acc1.iter_mut().zip(w1.chunks_exact(k)) {
@@ -59,20 +68,38 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
     }
 }
 
-/// The product of a row and a vector. Sums of 32 products, a constant number, become vector instructions.
+/// The product of a row and a vector.
 pub(super) fn dot(row: &[i8], x: &[i8]) -> i32 {
-    let ((row32, row_rest), (x32, x_rest)) = (row.as_chunks::<32>(), x.as_chunks::<32>());
-    let sum = |row: &[i8], x: &[i8]| row.iter().zip(x).fold(0, |sum, (&w, &x)| mul_add(sum, w, x));
-    row32.iter().zip(x32).fold(sum(row_rest, x_rest), |total, (row, x)| total.wrapping_add(sum(row, x)))
+    let (sum, row, x) = dot_chunks::<32>(0, row, x);
+    let (sum, row, x) = dot_chunks::<4>(sum, row, x);
+    dot_chunks::<1>(sum, row, x).0
 }
 
+/// `sum` plus the products of complete chunks, and the rest of both. A constant number of products in a row is what the
+/// compiler turns into vector instructions.
+#[inline]
+fn dot_chunks<'a, const N: usize>(sum: i32, row: &'a [i8], x: &'a [i8]) -> (i32, &'a [i8], &'a [i8]) {
+    let ((rows, row_rest), (xs, x_rest)) = (row.as_chunks::<N>(), x.as_chunks::<N>());
+    let sum = rows.iter().zip(xs).fold(sum, |sum, (row, x)| {
+        sum.wrapping_add(row.iter().zip(x).fold(0, |sum, (&w, &x)| mul_add(sum, w, x)))
+    });
+    (sum, row_rest, x_rest)
+}
+
+/// The products of four rows and a vector.
 fn dot4(rows: &[i8], x: &[i8]) -> [i32; 4] {
-    let mut rest = rows.chunks_exact(x.len().max(1));
-    let [a, b, c, d] = [(); 4].map(|()| rest.next().unwrap_or(&[]));
+    let mut rows = rows.chunks_exact(x.len().max(1));
+    let [a, b, c, d] = [(); 4].map(|()| rows.next().unwrap_or(&[]).as_chunks::<4>());
+    let (x4, x_rest) = x.as_chunks::<4>();
     let mut sums = [0i32; 4];
-    for ((((&x, &a), &b), &c), &d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
-        let [s0, s1, s2, s3] = sums;
-        sums = [mul_add(s0, a, x), mul_add(s1, b, x), mul_add(s2, c, x), mul_add(s3, d, x)];
+    for ((((x, a), b), c), d) in x4.iter().zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
+        for ((((&x, &a), &b), &c), &d) in x.iter().zip(a).zip(b).zip(c).zip(d) {
+            let [s0, s1, s2, s3] = sums;
+            sums = [mul_add(s0, a, x), mul_add(s1, b, x), mul_add(s2, c, x), mul_add(s3, d, x)];
+        }
+    }
+    for (sum, (_, rest)) in sums.iter_mut().zip([a, b, c, d]) {
+        *sum = dot_chunks::<1>(*sum, rest, x_rest).0;
     }
     sums
 }

@@ -2,8 +2,8 @@
 //! host's tests, QEMU and a real board all call.
 
 use super::{
-    Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len, quantize,
-    read_row, up_add, write_row,
+    Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len,
+    quantize, read_row, up_add, write_row,
 };
 
 /// Every length up to here is tried: a little more than four times the widest step of any kernel.
@@ -270,7 +270,7 @@ impl Random {
     }
 
     fn below(&mut self, bound: u32) -> u32 {
-        (self.next() >> 8) % bound
+        (self.next() >> 8) % bound.max(1)
     }
 
     /// Codes in -127..=127; now and then all of them extreme.

@@ -4,6 +4,7 @@ extern crate std;
 
 use std::vec;
 
+use super::reference::row_major_by;
 use super::sweep::{SWEEP_BYTES, SWEEP_LONG_BYTES, SWEEP_LONG_WORDS, SWEEP_WORDS, Sweep, sweep};
 use super::{Layout, down, encode, gemv, layout_len, pack_len, quantize, read_row, up_add, write_row};
 
@@ -22,6 +23,19 @@ fn a_small_device_runs_all_but_the_long_vectors() {
     assert_eq!(found.mismatches, 0);
     assert!(found.cases >= 16 * (67 * 12 + 240), "{found:?}");
     assert_eq!(sweep(7, &mut [], &mut []), Sweep::default());
+}
+
+#[test]
+fn groups_of_four_rows_equal_single_rows() {
+    // What a 32-bit core and the host run.
+    let codes: vec::Vec<i8> = (0..10 * 67).map(|i| ((i * 89) % 255 - 127) as i8).collect();
+    for (k, out) in (0..=67).flat_map(|k| (0..=9).map(move |out| (k, out))) {
+        let (w, x) = (&codes[..out * k], &codes[codes.len() - k..]);
+        let (mut single, mut four) = ([1; 9], [2; 9]);
+        row_major_by(false, w, x, &mut single[..out]);
+        row_major_by(true, w, x, &mut four[..out]);
+        assert_eq!(single[..out], four[..out], "{out} x {k}");
+    }
 }
 
 #[test]

@@ -89,6 +89,10 @@ impl Fake {
         }
     }
 
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
+    }
+
     /// Repairs a cut wire; what was on it is gone.
     pub(crate) fn mend(&mut self) {
         self.fates = Box::new(|_, _| Fate::Arrives);

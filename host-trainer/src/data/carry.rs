@@ -57,7 +57,8 @@ fn mu_law_keeps_samples_within_a_32nd_of_their_size() {
     for sample in i16::MIN..=i16::MAX {
         let error = (i32::from(sample) - i32::from(mulaw_decode(mulaw_encode(sample)))).abs();
         // Half a step is a 32nd of the biased size at the lower end of an exponent; the loudest few are clipped.
-        let bound = if sample.unsigned_abs() > 32_124 { 644 } else { (i32::from(sample.unsigned_abs()) + 132) / 32 };
+        let bound =
+            if sample.unsigned_abs() > 32_124 { 644 } else { (i32::from(sample.unsigned_abs()) + 132) / 32 };
         assert!(error <= bound, "{sample}: error {error}, expected at most {bound}");
     }
     for code in 0..=u8::MAX {
@@ -76,8 +77,13 @@ fn carried_spoken_digits_load_like_the_original() {
     let whole = signal::spoken_digits(&original, Target::Speaker).unwrap();
     assert_eq!((whole.split.train.len(), whole.split.test.len()), (2700, 300));
     let key = |r: &signal::Recording| (r.speaker.clone(), r.digit, r.take);
-    let whole: HashMap<_, _> =
-        whole.split.train.iter().chain(&whole.split.test).map(|e| (key(&e.input), &e.input.samples)).collect();
+    let whole: HashMap<_, _> = whole
+        .split
+        .train
+        .iter()
+        .chain(&whole.split.test)
+        .map(|e| (key(&e.input), &e.input.samples))
+        .collect();
     for example in part.split.train.iter().chain(&part.split.test) {
         let original = whole[&key(&example.input)];
         assert_eq!(original.len(), example.input.samples.len());
@@ -92,7 +98,8 @@ fn carried_spoken_digits_load_like_the_original() {
 /// The features are stored in f32: f16 would change the logits by 2e-3, more than the bound of the golden test.
 #[test]
 fn golden_clips_are_the_features_of_the_original_samples() {
-    let (Some(sound), Some(golden)) = (shared("speech-commands-test"), shared("kwt1/golden_logits_gsc600.tsv"))
+    let (Some(sound), Some(golden)) =
+        (shared("speech-commands-test"), shared("kwt1/golden_logits_gsc600.tsv"))
     else {
         return;
     };
@@ -139,7 +146,9 @@ fn front_end_equals_the_tables_in_the_model_file() {
         data.iter().map(|number| f64::from(f32::from_le_bytes(*number))).collect()
     };
     let (window, mel, dct) = (table("frontend.window"), table("frontend.mel"), table("frontend.dct"));
-    let clip: Vec<f32> = (0..800).map(|t| (0.05 * t as f32).sin() * 0.3 + (2.1 * t as f32).cos() * 0.01).collect();
+    // With noise, so that no band is nearly empty: there the file's rounding to f32 would be all that is left.
+    let mut rng = crate::rng::Rng::new(4, "front end");
+    let clip: Vec<f32> = (0..800).map(|t| (0.05 * t as f32).sin() * 0.3 + 0.02 * rng.normal()).collect();
     let found = Mfcc::new().compute(&clip);
     assert_eq!(found.len(), 3 * COEFFICIENTS);
     let bins = mel.len() / 80;
@@ -153,12 +162,12 @@ fn front_end_equals_the_tables_in_the_model_file() {
         };
         let spectrum: Vec<f64> = (0..bins).map(magnitude).collect();
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let bands: Vec<f64> = mel.chunks_exact(bins).map(|band| dot(band, &spectrum).max(1e-12).ln()).collect();
+        let bands: Vec<f64> =
+            mel.chunks_exact(bins).map(|band| dot(band, &spectrum).max(1e-12).ln()).collect();
         for (k, (row, found)) in dct.chunks_exact(80).zip(found).enumerate() {
             let expected = dot(row, &bands);
             let error = (f64::from(*found) - expected).abs();
-            // The file's tables are rounded to f32, which weighs most where a band holds little energy.
-            assert!(error < 1e-3, "frame {frame}, coefficient {k}: expected {expected}, found {found}");
+            assert!(error < 1e-4, "frame {frame}, coefficient {k}: expected {expected}, found {found}");
         }
     }
 }

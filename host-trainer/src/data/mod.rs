@@ -68,12 +68,12 @@ impl<I> Classes<I> {
         if let [class] = labels.as_slice() {
             return Err(Error::OneClass { path: path.to_path_buf(), class: class.clone() });
         }
-        let number = |(input, name): (I, String)| match labels.binary_search(&name) {
-            Ok(label) => Ok(Labelled { input, label }),
-            Err(_) => {
-                let expected = format!("one of the training part: {}", labels.join(", "));
-                Err(Error::field(path, "class of a test example", expected, name))
+        let number = |(input, name): (I, String)| {
+            if let Ok(label) = labels.binary_search(&name) {
+                return Ok(Labelled { input, label });
             }
+            let expected = format!("one of the training part: {}", labels.join(", "));
+            Err(Error::field(path, "class of a test example", expected, name))
         };
         let train = train.into_iter().map(number).collect::<Result<_>>()?;
         let test = test.into_iter().map(number).collect::<Result<_>>()?;

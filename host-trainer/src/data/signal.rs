@@ -54,7 +54,8 @@ pub fn spoken_digits(folder: &Path, target: Target) -> Result<Classes<Recording>
             Error::field(&path, what, expected, &row[column])
         };
         let number = |column: usize| row[column].parse::<usize>().map_err(|_| wrong(column, "a number"));
-        let small = |column: usize| row[column].parse::<u8>().map_err(|_| wrong(column, "a number below 256"));
+        let small =
+            |column: usize| row[column].parse::<u8>().map_err(|_| wrong(column, "a number below 256"));
         let (start, len) = (number(0)?, number(1)?);
         let end = start.saturating_add(len);
         let samples = samples.get(start..end).ok_or_else(|| Error::Length {
@@ -66,8 +67,12 @@ pub fn spoken_digits(folder: &Path, target: Target) -> Result<Classes<Recording>
         if samples.is_empty() {
             return Err(wrong(1, "at least 1"));
         }
-        let recording =
-            Recording { samples: samples.to_vec(), digit: small(2)?, speaker: row[3].clone(), take: small(4)? };
+        let recording = Recording {
+            samples: samples.to_vec(),
+            digit: small(2)?,
+            speaker: row[3].clone(),
+            take: small(4)?,
+        };
         let label = match target {
             Target::Speaker => recording.speaker.clone(),
             Target::Digit => recording.digit.to_string(),

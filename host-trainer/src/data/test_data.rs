@@ -10,8 +10,8 @@ pub(crate) fn carried(name: &str) -> PathBuf {
 /// The file or folder `name` of the whole data: in the folder that `RANKPATCH_SHARED` names, or in `shared` beside the
 /// workspace. Most tests do with what is carried; a few check more if this is there.
 pub(crate) fn shared(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("RANKPATCH_SHARED")
-        .map_or_else(|| workspace().join("../shared"), PathBuf::from);
+    let folder =
+        std::env::var_os("RANKPATCH_SHARED").map_or_else(|| workspace().join("../shared"), PathBuf::from);
     Some(folder.join("data").join(name)).filter(|path| path.exists())
 }
 

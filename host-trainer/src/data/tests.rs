@@ -100,7 +100,8 @@ fn one_class_is_refused() {
     ] {
         assert!(matches!(error, Error::OneClass { .. }), "{error}");
     }
-    let error = Classes::new(folder.path(), vec![(1, "A".into()), (2, "B".into())], vec![(3, "C".into())]).unwrap_err();
+    let error = Classes::new(folder.path(), vec![(1, "A".into()), (2, "B".into())], vec![(3, "C".into())])
+        .unwrap_err();
     assert!(error.to_string().contains("expected one of the training part: A, B, found C"), "{error}");
 }
 
@@ -110,14 +111,20 @@ fn a_line_that_does_not_fit_is_named() {
         ("train.tsv", b"intent\ttext\tslots\nA\ta\t\nA\tb\n"),
         ("valid.tsv", b"intent\ttext\n"),
         ("names.txt", b"ann\nbob\n"),
-        ("index.tsv", b"offset_samples\tlen_samples\tdigit\tspeaker\ttake\tsplit\tgit_blob\n1\t2\t3\tann\t0\ttest\t-\n"),
+        (
+            "index.tsv",
+            b"offset_samples\tlen_samples\tdigit\tspeaker\ttake\tsplit\tgit_blob\n1\t2\t3\tann\t0\ttest\t-\n",
+        ),
         ("fsdd_8khz_mulaw.bin", &[1, 2]),
     ]);
     let intents = text::intents(folder.path()).unwrap_err().to_string();
     assert!(intents.ends_with("train.tsv: fields of line 3: expected 3, found 2"), "{intents}");
     fs::write(folder.path().join("train.tsv"), "intent\ttext\tslots\nA\ta\t\nB\tb\t\n").unwrap();
     let intents = text::intents(folder.path()).unwrap_err().to_string();
-    assert!(intents.ends_with(r"valid.tsv: header: expected intent\ttext\tslots, found intent\ttext"), "{intents}");
+    assert!(
+        intents.ends_with(r"valid.tsv: header: expected intent\ttext\tslots, found intent\ttext"),
+        "{intents}"
+    );
     let names = text::names(&folder.path().join("names.txt"), 0).unwrap_err().to_string();
     assert!(names.ends_with("names: expected more than the 1000 that are held out, found 2"), "{names}");
     let sounds = signal::spoken_digits(folder.path(), Target::Digit).unwrap_err();

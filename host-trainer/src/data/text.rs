@@ -21,7 +21,8 @@ const STORY_END: &str = "<|endoftext|>";
 /// [`Error::Io`], [`Error::Field`] if there are no more names than are held out.
 pub fn names(path: &Path, seed: u64) -> Result<Split<String>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let mut test: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
+    let mut test: Vec<String> =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
     if test.is_empty() {
         return Err(Error::EmptyDataSet { path: path.to_path_buf(), part: "training" });
     }

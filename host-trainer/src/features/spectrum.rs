@@ -13,7 +13,10 @@ pub(super) struct Spectrum {
 impl Spectrum {
     /// A transform of `n` samples, a power of two of at least 2.
     pub(super) fn new(n: usize) -> Self {
-        assert!(n.is_power_of_two() && n >= 2, "a radix-2 transform has a power of two of samples, found {n}");
+        assert!(
+            n.is_power_of_two() && n >= 2,
+            "a radix-2 transform has a power of two of samples, found {n}"
+        );
         let angle = |k: usize| -TAU * k as f64 / n as f64;
         Self { twiddles: (0..n / 2).map(|k| (angle(k).cos(), angle(k).sin())).collect(), n }
     }
@@ -31,7 +34,9 @@ impl Spectrum {
             let stride = n / (2 * half);
             for block in x.chunks_exact_mut(2 * half) {
                 let (low, high) = block.split_at_mut(half);
-                for ((low, high), (re, im)) in low.iter_mut().zip(high).zip(self.twiddles.iter().step_by(stride)) {
+                for ((low, high), (re, im)) in
+                    low.iter_mut().zip(high).zip(self.twiddles.iter().step_by(stride))
+                {
                     let turned = (high.0 * re - high.1 * im, high.0 * im + high.1 * re);
                     *high = (low.0 - turned.0, low.1 - turned.1);
                     *low = (low.0 + turned.0, low.1 + turned.1);

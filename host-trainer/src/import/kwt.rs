@@ -137,8 +137,9 @@ pub fn load(path: &Path) -> Result<Network> {
     let [positions, _] = file.matrix_shape("embed.position", [99, dim])?;
     let [hidden_dim, _] = file.matrix_shape("layers.0.ffn.up.weight", [4 * dim, dim])?;
     let [n_labels, _] = file.matrix_shape("head.weight", [12, dim])?;
+    let n_tensors = file.file.len();
     let n_layers =
-        (0..).take_while(|n| file.file.tensor(&format!("layers.{n}.attn.q.weight")).is_ok()).count();
+        (0..n_tensors).take_while(|n| file.file.tensor(&format!("layers.{n}.attn.q.weight")).is_ok()).count();
     if !dim.is_multiple_of(HEAD_SIZE) || positions < 2 {
         let expected = format!("[a multiple of {HEAD_SIZE}, ..] and at least 2 positions");
         let found = format!("[{dim}, {n_mfcc}] and {positions} positions");
@@ -211,7 +212,13 @@ fn linear(
     Ok(net.linear(name, input, shape[0], weight, bias))
 }
 
-fn norm(net: &mut Builder, file: &mut Tensors<'_>, name: &str, input: ValueId, dim: usize) -> Result<ValueId> {
+fn norm(
+    net: &mut Builder,
+    file: &mut Tensors<'_>,
+    name: &str,
+    input: ValueId,
+    dim: usize,
+) -> Result<ValueId> {
     let weight_name = format!("{name}.weight");
     let weight = file.take(&weight_name, &[dim])?;
     let weight = net.floats(weight_name, 1, weight);
@@ -224,7 +231,8 @@ fn norm(net: &mut Builder, file: &mut Tensors<'_>, name: &str, input: ValueId, d
 /// The names of the outputs, one a line.
 fn read_labels(path: &Path, expected: usize) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    let labels: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
+    let labels: Vec<String> =
+        text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
     if labels.len() == expected {
         Ok(labels)
     } else {

@@ -52,7 +52,8 @@ impl Config {
     fn read(file: &mut Reader<'_>) -> Result<Self> {
         let path = file.path;
         let header = file.bytes(|| "header".into(), Self::BYTES)?;
-        let fields: Vec<i32> = header.as_chunks::<4>().0.iter().map(|field| i32::from_le_bytes(*field)).collect();
+        let fields: Vec<i32> =
+            header.as_chunks::<4>().0.iter().map(|field| i32::from_le_bytes(*field)).collect();
         let names = ["dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len"];
         for (name, value) in names.iter().zip(&fields) {
             let value = if *name == "vocab_size" { value.saturating_abs() } else { *value };
@@ -133,7 +134,11 @@ impl<'a> Reader<'a> {
     /// Refuses bytes that nothing has read.
     fn finish(self, what: &str) -> Result<()> {
         let found = self.bytes.len();
-        if self.rest.is_empty() { Ok(()) } else { Err(self.length(what.into(), found - self.rest.len(), found)) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(self.length(what.into(), found - self.rest.len(), found))
+        }
     }
 }
 

@@ -102,7 +102,11 @@ fn stories260k_reads_the_sample_as_published() {
     }
     let quantized = quantize(&network).unwrap();
     let (rounded, _) = nats_per_token(&Model::new(&quantized, &Device::Cpu).unwrap(), &base);
-    assert!(rounded - mean < 0.005, "int8 weights cost {} nats/token, expected at most 0.005", rounded - mean);
+    assert!(
+        rounded - mean < 0.005,
+        "int8 weights cost {} nats/token, expected at most 0.005",
+        rounded - mean
+    );
 }
 
 #[test]
@@ -146,7 +150,8 @@ fn carried_clips() -> Clips {
 fn all_clips() -> Option<Clips> {
     let pcm = fs::read(shared("speech-commands-test/gsc_test600_16khz_i16le.pcm")?).unwrap();
     let golden = fs::read_to_string(carried("bases/kwt1/golden_logits_gsc600.tsv")).unwrap();
-    let logits = golden.lines().skip(1).map(|line| line.split('\t').skip(2).map(|x| x.parse().unwrap()).collect());
+    let logits =
+        golden.lines().skip(1).map(|line| line.split('\t').skip(2).map(|x| x.parse().unwrap()).collect());
     let samples: Vec<f32> =
         pcm.as_chunks::<2>().0.iter().map(|s| f32::from(i16::from_le_bytes(*s)) / 32_768.0).collect();
     let mfcc = Mfcc::new();
@@ -184,7 +189,10 @@ fn kwt1_reproduces_its_golden_values() {
         assert!(largest < LOGIT_BOUND, "{count} clips: a logit is off by {largest}");
         assert_eq!(flips, 0, "{count} clips: expected every argmax to be golden");
         let (_, flips) = compare(&rounded, &clips);
-        assert!(100 * flips <= count, "{count} clips, int8 weights: {flips} other argmaxes, expected at most 1 %");
+        assert!(
+            100 * flips <= count,
+            "{count} clips, int8 weights: {flips} other argmaxes, expected at most 1 %"
+        );
     }
 }
 
@@ -232,7 +240,10 @@ fn a_bad_tokenizer_is_refused() {
     folder.copy("bases/stories260k/stories260K.bin");
     let bytes = fs::read(carried("bases/stories260k/tok512.bin")).unwrap();
     let error = load(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("expected one tokenizer file (tok*.bin) beside the checkpoint, found 0"), "{error}");
+    assert!(
+        error.contains("expected one tokenizer file (tok*.bin) beside the checkpoint, found 0"),
+        "{error}"
+    );
     folder.write("tok.bin", &bytes[..bytes.len() - 1]);
     let error = load(folder.path()).unwrap_err().to_string();
     assert!(error.ends_with("piece 511: expected 3 bytes, found 2"), "{error}");
@@ -259,7 +270,7 @@ fn a_kwt_with_other_tensors_is_refused() {
         }
         change(&mut tensors);
         let file = folder.path().join("kwt.safetensors");
-        let bytes = safetensors::serialize(tensors.iter().map(|(name, tensor)| (name, tensor)), None).unwrap();
+        let bytes = safetensors::serialize(&tensors, None).unwrap();
         fs::write(&file, bytes).unwrap();
         load(folder.path()).unwrap_err()
     };
@@ -281,12 +292,18 @@ fn a_kwt_with_other_tensors_is_refused() {
         let wide = tensors["head.bias"].to_dtype(candle_core::DType::F64).unwrap();
         tensors.insert("head.bias".into(), wide);
     });
-    assert!(matches!(&error, Error::TensorType { tensor, found, .. } if tensor == "head.bias" && found == "F64"), "{error}");
+    assert!(
+        matches!(&error, Error::TensorType { tensor, found, .. } if tensor == "head.bias" && found == "F64"),
+        "{error}"
+    );
     let error = write(&|tensors| {
         let extra = tensors["head.bias"].clone();
         tensors.insert("layers.0.attn.q.bias".into(), extra);
     });
-    assert!(error.to_string().ends_with("expected only those of a KWT, found also layers.0.attn.q.bias"), "{error}");
+    assert!(
+        error.to_string().ends_with("expected only those of a KWT, found also layers.0.attn.q.bias"),
+        "{error}"
+    );
     folder.write("kwt.safetensors", b"not a tensor in sight");
     let error = load(folder.path()).unwrap_err();
     assert!(matches!(error, Error::UnknownFile { .. }), "{error}");
@@ -296,7 +313,10 @@ fn a_kwt_with_other_tensors_is_refused() {
     assert!(error.ends_with("labels.txt: labels: expected 12, found 2"), "{error}");
     folder.write("another.bin", b"");
     let error = load(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("expected a folder with one model file") && error.ends_with("found 2 of them"), "{error}");
+    assert!(
+        error.contains("expected a folder with one model file") && error.ends_with("found 2 of them"),
+        "{error}"
+    );
     let error = load(&folder.path().join("labels.txt")).unwrap_err();
     assert!(matches!(error, Error::UnknownFile { .. }), "{error}");
 }

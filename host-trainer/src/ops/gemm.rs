@@ -3,7 +3,11 @@
 //! Operators cut their rows into fixed pieces and call this once a piece, so sums do not depend on the number of threads.
 //! Every element of a product is one chain of multiply-adds in the order of the inner index.
 
-use super::simd::vectorized;
+use std::ops::Range;
+
+use pulp::{Scalar, Simd, WithSimd};
+
+use super::simd::dispatch;
 
 /// Columns of a panel and of a register tile.
 const WIDE: usize = 16;
@@ -171,32 +175,58 @@ fn multiply_terms<const N: usize>(mut c: Target<'_>, terms: [(Mat<'_>, &Packed);
 /// One kernel is one call: in a function with all of them the compiler stops unrolling.
 fn tiles<const R: usize, const W: usize, const N: usize>(
     c: &mut Target<'_>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     column: usize,
     terms: &[(Mat<'_>, &Packed); N],
 ) {
-    let used = W.min(c.cols - column);
-    vectorized(
+    struct Kernel<'k, 'c, 't, const R: usize, const W: usize, const N: usize> {
+        c: &'k mut Target<'c>,
+        rows: Range<usize>,
+        column: usize,
+        terms: &'k [(Mat<'t>, &'t Packed); N],
+    }
+
+    impl<const R: usize, const W: usize, const N: usize> WithSimd for Kernel<'_, '_, '_, R, W, N> {
+        type Output = ();
+
         #[inline(always)]
-        || {
+        fn with_simd<S: Simd>(self, simd: S) {
+            match W / S::F32_LANES {
+                1 => self.run::<S, 1>(simd),
+                2 => self.run::<S, 2>(simd),
+                4 => self.run::<S, 4>(simd),
+                8 => self.run::<S, 8>(simd),
+                _ => self.run::<S, 16>(simd),
+            }
+        }
+    }
+
+    impl<const R: usize, const W: usize, const N: usize> Kernel<'_, '_, '_, R, W, N> {
+        /// With `V` registers a row of the tile.
+        #[inline(always)]
+        fn run<S: Simd, const V: usize>(self, simd: S) {
+            let Self { c, rows, column, terms } = self;
             for row in rows.step_by(R) {
-                let mut sums = [[0.0f32; W]; R];
+                let mut sums = [[simd.splat_f32s(0.0); V]; R];
                 for (a, b) in terms {
-                    let panel = &b.panel(column).0.as_chunks::<W>().0[..a.cols];
+                    let panel = S::as_simd_f32s(b.panel(column).0).0.as_chunks::<V>().0;
+                    let panel = &panel[..a.cols];
                     let mut rows = [&[] as &[f32]; R];
                     for (r, slice) in rows.iter_mut().enumerate() {
                         *slice = &a.row(row + r)[..panel.len()];
                     }
                     for (p, b) in panel.iter().enumerate() {
                         for r in 0..R {
-                            add_scaled(&mut sums[r], rows[r][p], b);
+                            add_scaled(simd, &mut sums[r], rows[r][p], b);
                         }
                     }
                 }
-                store(&mut c.values[row * c.stride + column..], c.stride, used, c.accumulate, &sums);
+                store::<S, R, V>(simd, c, row, column, &sums);
             }
-        },
-    );
+        }
+    }
+
+    dispatch(Kernel::<R, W, N> { c, rows, column, terms });
 }
 
 /// `c[i, j] = sum over p of a[p, i] b[p, j]` (or `c +=`): `a` [inner, rows], `b` [inner, cols].
@@ -225,58 +255,104 @@ pub(super) fn outer(mut c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
 /// Register tiles of `R` rows over some rows of [`outer`], and the `W` columns from `column`.
 fn outer_tiles<const R: usize, const W: usize>(
     c: &mut Target<'_>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     column: usize,
     a: Mat<'_>,
     b: Mat<'_>,
     inner: usize,
 ) {
-    vectorized(
+    struct Kernel<'k, 'c, 't, const R: usize, const W: usize> {
+        c: &'k mut Target<'c>,
+        rows: Range<usize>,
+        column: usize,
+        a: Mat<'t>,
+        b: Mat<'t>,
+        inner: usize,
+    }
+
+    impl<const R: usize, const W: usize> WithSimd for Kernel<'_, '_, '_, R, W> {
+        type Output = ();
+
         #[inline(always)]
-        || {
+        fn with_simd<S: Simd>(self, simd: S) {
+            match W / S::F32_LANES {
+                // Fewer columns than a register has: one after the other.
+                0 => self.run::<Scalar, W>(Scalar),
+                1 => self.run::<S, 1>(simd),
+                2 => self.run::<S, 2>(simd),
+                4 => self.run::<S, 4>(simd),
+                8 => self.run::<S, 8>(simd),
+                _ => self.run::<S, 16>(simd),
+            }
+        }
+    }
+
+    impl<const R: usize, const W: usize> Kernel<'_, '_, '_, R, W> {
+        #[inline(always)]
+        fn run<S: Simd, const V: usize>(self, simd: S) {
+            let Self { c, rows, column, a, b, inner } = self;
             for row in rows.step_by(R) {
-                let mut sums = [[0.0f32; W]; R];
+                let mut sums = [[simd.splat_f32s(0.0); V]; R];
                 for p in 0..inner {
                     let a = a.values[p * a.stride + row..].first_chunk::<R>().expect("`a` has the rows of `c`");
-                    let b = b.values[p * b.stride + column..].first_chunk::<W>().expect("`b` has the columns of `c`");
+                    let b = &b.values[p * b.stride + column..][..W];
+                    let b = S::as_simd_f32s(b).0.first_chunk::<V>().expect("`V` registers hold `W` values");
                     for r in 0..R {
-                        add_scaled(&mut sums[r], a[r], b);
+                        add_scaled(simd, &mut sums[r], a[r], b);
                     }
                 }
-                store(&mut c.values[row * c.stride + column..], c.stride, W, c.accumulate, &sums);
+                store::<S, R, V>(simd, c, row, column, &sums);
             }
-        },
-    );
+        }
+    }
+
+    dispatch(Kernel::<R, W> { c, rows, column, a, b, inner });
 }
 
+/// `sums += a * b`.
 #[inline(always)]
-fn add_scaled<const W: usize>(sums: &mut [f32; W], a: f32, b: &[f32; W]) {
+fn add_scaled<S: Simd, const V: usize>(simd: S, sums: &mut [S::f32s; V], a: f32, b: &[S::f32s; V]) {
+    let a = simd.splat_f32s(a);
     for (sum, b) in sums.iter_mut().zip(b) {
-        *sum = a.mul_add(*b, *sum);
+        *sum = simd.mul_add_f32s(a, *b, *sum);
     }
 }
 
+/// Writes a tile, or as many of its columns as there are.
 #[inline(always)]
-fn store<const R: usize, const W: usize>(
-    c: &mut [f32],
-    stride: usize,
-    used: usize,
-    accumulate: bool,
-    sums: &[[f32; W]; R],
+fn store<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    c: &mut Target<'_>,
+    row: usize,
+    column: usize,
+    sums: &[[S::f32s; V]; R],
 ) {
+    let width = V * S::F32_LANES;
+    let used = width.min(c.cols - column);
+    if used < width {
+        return store_part::<S, R, V>(c, row, column, *sums);
+    }
     for (r, sums) in sums.iter().enumerate() {
-        let c = &mut c[r * stride..];
-        // The full width as an array, so that a row is one or two registers.
-        match c.first_chunk_mut::<W>() {
-            Some(c) if used == W => add_or_set(c, sums, accumulate),
-            _ => add_or_set(&mut c[..used], sums, accumulate),
+        let c_row = &mut c.values[(row + r) * c.stride + column..][..width];
+        for (c_row, sum) in S::as_mut_simd_f32s(c_row).0.iter_mut().zip(sums) {
+            *c_row = if c.accumulate { simd.add_f32s(*c_row, *sum) } else { *sum };
         }
     }
 }
 
-#[inline(always)]
-fn add_or_set(c: &mut [f32], sums: &[f32], accumulate: bool) {
-    for (c, sum) in c.iter_mut().zip(sums) {
-        *c = if accumulate { *c + sum } else { *sum };
+/// The last columns. Gets a copy: an index that is not constant would keep the sums out of registers.
+#[inline(never)]
+fn store_part<S: Simd, const R: usize, const V: usize>(
+    c: &mut Target<'_>,
+    row: usize,
+    column: usize,
+    sums: [[S::f32s; V]; R],
+) {
+    let used = c.cols - column;
+    for (r, sums) in sums.iter().enumerate() {
+        let c_row = &mut c.values[(row + r) * c.stride + column..][..used];
+        for (c_row, sum) in c_row.iter_mut().zip(pulp::bytemuck::cast_slice::<_, f32>(sums)) {
+            *c_row = if c.accumulate { *c_row + sum } else { *sum };
+        }
     }
 }

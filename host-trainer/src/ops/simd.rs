@@ -4,7 +4,7 @@
 //! whatever the processor has (found out at run time), so a multiply-add is one instruction. As the loops fix every
 //! order and every rounding, all processors give the same bits.
 
-use pulp::Arch;
+use pulp::{Scalar, Simd, WithSimd};
 
 /// Lanes of the sums in kernels; a register of AVX2.
 pub(super) const LANES: usize = 8;
@@ -12,7 +12,30 @@ pub(super) const LANES: usize = 8;
 /// Runs a kernel with the best instructions there are. The kernel must be a closure over `#[inline(always)]` functions.
 #[inline(always)]
 pub(super) fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(kernel)
+    struct Plain<F>(F);
+    impl<R, F: FnOnce() -> R> WithSimd for Plain<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    dispatch(Plain(kernel))
+}
+
+/// Runs a kernel that names its vector registers. They have at most [`LANES`] lanes.
+#[inline(always)]
+pub(super) fn dispatch<K: WithSimd>(kernel: K) -> K::Output {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return Simd::vectorize(simd, kernel);
+    }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(simd) = pulp::aarch64::Neon::try_new() {
+        return Simd::vectorize(simd, kernel);
+    }
+    Simd::vectorize(Scalar, kernel)
 }
 
 /// Sum of `f(i)` for `i` in `0..len` in a fixed order: eight interleaved sums, then a tree.

@@ -3,7 +3,7 @@
 //! Every key is listed once, in [`KEYS`], with what it expects and how it is set; an unknown key, a wrong type and a value
 //! outside its range are errors that name what was expected and what was found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::adapter::{MAX_TASK_BYTES, Pooling};
@@ -262,10 +262,10 @@ impl TrainConfig {
             reason: error.to_string().trim_end().to_owned(),
         })?;
         let mut config = Self::default();
-        let mut given = BTreeMap::new();
+        let mut given = BTreeSet::new();
         for (name, value) in &table {
             let key = find(name, origin)?;
-            if given.insert(key.name, ()).is_some() {
+            if !given.insert(key.name) {
                 return Err(TrainError::DuplicateKey { origin: origin.into(), key: key.name, alias: key.alias }.into());
             }
             (key.set)(&mut config, value).ok_or_else(|| bad_value(key, describe(value)))?;
@@ -275,24 +275,23 @@ impl TrainConfig {
                 *path = folder.join(&*path);
             }
         }
-        for (length, other) in [("steps", "epochs")] {
-            if given.contains_key(length) && given.contains_key(other) {
-                return Err(TrainError::DuplicateKey { origin: origin.into(), key: length, alias: other }.into());
-            }
+        let (key, alias) = ("steps", "epochs");
+        if given.contains(key) && given.contains(alias) {
+            return Err(TrainError::DuplicateKey { origin: origin.into(), key, alias }.into());
         }
         for (name, text) in overrides {
             let key = find(&name.replace('-', "_"), "the command line")?;
-            given.insert(key.name, ());
+            given.insert(key.name);
             let fits = readings(text).iter().any(|value| (key.set)(&mut config, value).is_some());
             if !fits {
                 return Err(bad_value(key, format!("{text:?}")).into());
             }
         }
-        for key in KEYS.iter().filter(|key| REQUIRED.contains(&key.name) && !given.contains_key(key.name)) {
-            let (origin, expected) = (origin.to_owned(), key.expected);
-            return Err(TrainError::MissingKey { origin, key: key.name, expected }.into());
+        let missing = KEYS.iter().find(|key| REQUIRED.contains(&key.name) && !given.contains(key.name));
+        if let Some(Key { name: key, expected, .. }) = missing {
+            return Err(TrainError::MissingKey { origin: origin.to_owned(), key, expected }.into());
         }
-        if !given.contains_key("modules_to_save") && config.dataset.classifies() {
+        if !given.contains("modules_to_save") && config.dataset.classifies() {
             config.lora.modules_to_save = vec![HEAD.into()];
         }
         let head = !config.lora.modules_to_save.is_empty();

@@ -286,17 +286,16 @@ impl Trainer {
             Ok(SiteFactors { site: site.clone(), lora_a: values(&lora_a)?, lora_b: values(&lora_b)? })
         });
         let sites = sites.collect::<Result<Vec<_>>>()?;
-        let head = match self.data.labels.is_empty() {
-            true => None,
-            false => {
-                let (weight, bias) = head_names();
-                Some(HeadWeights {
-                    pooling: self.pooling,
-                    weight: values(&weight)?,
-                    bias: values(&bias)?,
-                    labels: self.data.labels.clone(),
-                })
-            }
+        let head = if self.data.labels.is_empty() {
+            None
+        } else {
+            let (weight, bias) = head_names();
+            Some(HeadWeights {
+                pooling: self.pooling,
+                weight: values(&weight)?,
+                bias: values(&bias)?,
+                labels: self.data.labels.clone(),
+            })
         };
         Ok(FloatAdapter {
             task: self.config.task.clone(),
@@ -398,17 +397,14 @@ impl Trainer {
                 dropout_mask: self.dropout_mask(site, rows, index)?,
             });
         }
-        let head = match self.data.labels.is_empty() {
-            true => None,
-            false => {
-                let (weight, bias) = head_names();
-                Some(TaskHead {
-                    pooling: self.pooling,
-                    weight: variables[&weight].as_tensor().clone(),
-                    bias: variables[&bias].as_tensor().clone(),
-                })
+        let head = (!self.data.labels.is_empty()).then(|| {
+            let (weight, bias) = head_names();
+            TaskHead {
+                pooling: self.pooling,
+                weight: variables[&weight].as_tensor().clone(),
+                bias: variables[&bias].as_tensor().clone(),
             }
-        };
+        });
         let outputs = self.model.forward(&part.batch, &factors, head.as_ref())?;
         let targets = Tensor::from_slice(&part.targets, part.targets.len(), device)?;
         let weights = Tensor::from_slice(&part.weights, part.weights.len(), device)?;

@@ -51,7 +51,7 @@ impl Watch {
         if self.waiting.is_empty() || self.steps < 2 {
             return Ok(());
         }
-        let tensor = Vec::from_iter(self.waiting.iter().map(String::as_str)).join(", ");
+        let tensor = self.waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         Err(TrainError::NoGradient { tensor, steps: self.steps })
     }
 }

@@ -48,18 +48,34 @@ fn gemv_chunks(w: &[i8], blocks: usize, pack: &[i32], groups: &mut [[i32; 4]]) {
 macro_rules! block4 {
     ($odd:literal, $even:literal) => {
         concat!(
-            "smlad r10, r2, ", $odd, ", r10\n",
-            "smlad r11, r3, ", $odd, ", r11\n",
-            "smlad r12, r4, ", $odd, ", r12\n",
-            "smlad lr, r5, ", $odd, ", lr\n",
+            "smlad r10, r2, ",
+            $odd,
+            ", r10\n",
+            "smlad r11, r3, ",
+            $odd,
+            ", r11\n",
+            "smlad r12, r4, ",
+            $odd,
+            ", r12\n",
+            "smlad lr, r5, ",
+            $odd,
+            ", lr\n",
             "sxtb16 r2, r2\n",
             "sxtb16 r3, r3\n",
             "sxtb16 r4, r4\n",
             "sxtb16 r5, r5\n",
-            "smlad r10, r2, ", $even, ", r10\n",
-            "smlad r11, r3, ", $even, ", r11\n",
-            "smlad r12, r4, ", $even, ", r12\n",
-            "smlad lr, r5, ", $even, ", lr\n",
+            "smlad r10, r2, ",
+            $even,
+            ", r10\n",
+            "smlad r11, r3, ",
+            $even,
+            ", r11\n",
+            "smlad r12, r4, ",
+            $even,
+            ", r12\n",
+            "smlad lr, r5, ",
+            $even,
+            ", lr\n",
         )
     };
 }
@@ -68,18 +84,34 @@ macro_rules! block4 {
 macro_rules! first_block4 {
     ($odd:literal, $even:literal) => {
         concat!(
-            "smuad r10, r2, ", $odd, "\n",
-            "smuad r11, r3, ", $odd, "\n",
-            "smuad r12, r4, ", $odd, "\n",
-            "smuad lr, r5, ", $odd, "\n",
+            "smuad r10, r2, ",
+            $odd,
+            "\n",
+            "smuad r11, r3, ",
+            $odd,
+            "\n",
+            "smuad r12, r4, ",
+            $odd,
+            "\n",
+            "smuad lr, r5, ",
+            $odd,
+            "\n",
             "sxtb16 r2, r2\n",
             "sxtb16 r3, r3\n",
             "sxtb16 r4, r4\n",
             "sxtb16 r5, r5\n",
-            "smlad r10, r2, ", $even, ", r10\n",
-            "smlad r11, r3, ", $even, ", r11\n",
-            "smlad r12, r4, ", $even, ", r12\n",
-            "smlad lr, r5, ", $even, ", lr\n",
+            "smlad r10, r2, ",
+            $even,
+            ", r10\n",
+            "smlad r11, r3, ",
+            $even,
+            ", r11\n",
+            "smlad r12, r4, ",
+            $even,
+            ", r12\n",
+            "smlad lr, r5, ",
+            $even,
+            ", lr\n",
         )
     };
 }
@@ -132,7 +164,6 @@ unsafe extern "C" fn gemv_groups(
         "orr r6, r6, #1",
         "orr r7, r7, #1",
         "strd r6, r7, [sp, #24]",
-
         "2:", // a group
         "ldr r1, [sp, #0]",
         "ldr pc, [sp, #24]",
@@ -275,7 +306,6 @@ unsafe extern "C" fn gemm2_pairs(
         "mlane r7, r4, r5, r7",
         "orr r7, r7, #1",
         "strd r7, r6, [sp, #24]",
-
         "2:", // a pair of rows
         "ldrd r1, r12, [sp, #8]",
         "ldm.w r1!, {{r4-r7}}",

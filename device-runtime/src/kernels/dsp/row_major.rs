@@ -26,9 +26,10 @@ pub(super) fn down(a: &[i8], k: usize, columns: Columns<'_>, z: &mut [i32]) {
     let aligned = a.as_ptr().addr().is_multiple_of(4) && k.is_multiple_of(4);
     let kernel = if aligned { row_pairs_aligned } else { row_pairs };
     let mut last = [0; 2];
-    let rows = Rows { len: z.len(), z0: z.as_mut_ptr(), z1: ptr::null_mut(), last0: &mut last, last1: &mut [0; 2] };
+    let mut rows =
+        Rows { len: z.len(), z0: z.as_mut_ptr(), z1: ptr::null_mut(), last0: &mut last, last1: &mut [0; 2] };
     // SAFETY: `z` is as long as said; the aligned kernel gets aligned rows.
-    unsafe { run(kernel, a, k, columns, 2, rows) };
+    unsafe { run(kernel, a, k, columns, 2, &mut rows) };
     if let (true, [.., z]) = (z.len() % 2 == 1, z) {
         *z = z.wrapping_add(last[0]);
     }
@@ -41,7 +42,7 @@ pub(super) fn down2(a: &[i8], k: usize, columns: Columns<'_>, [z0, z1]: [&mut [i
         return;
     }
     let (mut last0, mut last1) = ([0; 2], [0; 2]);
-    let rows = Rows {
+    let mut rows = Rows {
         len: z0.len(),
         z0: z0.as_mut_ptr(),
         z1: z1.as_mut_ptr(),
@@ -49,7 +50,7 @@ pub(super) fn down2(a: &[i8], k: usize, columns: Columns<'_>, [z0, z1]: [&mut [i
         last1: &mut last1,
     };
     // SAFETY: `z0` and `z1` are as long as said.
-    unsafe { run(two_by_two, a, k, columns, 4, rows) };
+    unsafe { run(two_by_two, a, k, columns, 4, &mut rows) };
     if let (true, [.., z0], [.., z1]) = (z0.len() % 2 == 1, z0, z1) {
         *z0 = z0.wrapping_add(last0[0]);
         *z1 = z1.wrapping_add(last1[0]);
@@ -75,7 +76,7 @@ unsafe fn run(
     k: usize,
     columns: Columns<'_>,
     words_per_block: usize,
-    rows: Rows<'_>,
+    rows: &mut Rows<'_>,
 ) {
     let Columns { start, blocks, words, tail } = columns;
     let end = start + 4 * blocks;
@@ -193,10 +194,34 @@ macro_rules! enter {
 macro_rules! plain {
     ($w:literal, $odd:literal, $even:literal, $sum:literal) => {
         concat!(
-            "eor ", $w, ", ", $w, ", #0x00800080\n",
-            "smlad ", $sum, ", ", $w, ", ", $odd, ", ", $sum, "\n",
-            "uxtb16 ", $w, ", ", $w, "\n",
-            "smlad ", $sum, ", ", $w, ", ", $even, ", ", $sum, "\n",
+            "eor ",
+            $w,
+            ", ",
+            $w,
+            ", #0x00800080\n",
+            "smlad ",
+            $sum,
+            ", ",
+            $w,
+            ", ",
+            $odd,
+            ", ",
+            $sum,
+            "\n",
+            "uxtb16 ",
+            $w,
+            ", ",
+            $w,
+            "\n",
+            "smlad ",
+            $sum,
+            ", ",
+            $w,
+            ", ",
+            $even,
+            ", ",
+            $sum,
+            "\n",
         )
     };
 }
@@ -205,7 +230,8 @@ macro_rules! plain {
 macro_rules! plain3 {
     ($load:expr, $sum:literal) => {
         concat!(
-            $load, "\n",
+            $load,
+            "\n",
             plain!("r3", "r6", "r7", $sum),
             plain!("r4", "r8", "r9", $sum),
             plain!("r5", "r10", "r11", $sum),
@@ -312,12 +338,44 @@ row_pairs!(
 macro_rules! plain_two {
     ($w:literal, $sum0:literal, $sum1:literal) => {
         concat!(
-            "eor ", $w, ", ", $w, ", #0x00800080\n",
-            "smlad ", $sum0, ", ", $w, ", r6, ", $sum0, "\n",
-            "smlad ", $sum1, ", ", $w, ", r8, ", $sum1, "\n",
-            "uxtb16 ", $w, ", ", $w, "\n",
-            "smlad ", $sum0, ", ", $w, ", r7, ", $sum0, "\n",
-            "smlad ", $sum1, ", ", $w, ", r9, ", $sum1, "\n",
+            "eor ",
+            $w,
+            ", ",
+            $w,
+            ", #0x00800080\n",
+            "smlad ",
+            $sum0,
+            ", ",
+            $w,
+            ", r6, ",
+            $sum0,
+            "\n",
+            "smlad ",
+            $sum1,
+            ", ",
+            $w,
+            ", r8, ",
+            $sum1,
+            "\n",
+            "uxtb16 ",
+            $w,
+            ", ",
+            $w,
+            "\n",
+            "smlad ",
+            $sum0,
+            ", ",
+            $w,
+            ", r7, ",
+            $sum0,
+            "\n",
+            "smlad ",
+            $sum1,
+            ", ",
+            $w,
+            ", r9, ",
+            $sum1,
+            "\n",
         )
     };
 }

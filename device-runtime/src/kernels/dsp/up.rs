@@ -79,10 +79,24 @@ fn up_any_rank(b: &[i8], v: &[i16], multiplier: i32, acc: &mut [i32]) -> usize {
 macro_rules! load_v {
     ($at:literal, $even:literal, $odd:literal) => {
         concat!(
-            "ldr ", $even, ", [r1, #", $at, "]\n",
-            "ldr r12, [r1, #", $at, " + 4]\n",
-            "pkhtb ", $odd, ", r12, ", $even, ", asr #16\n",
-            "pkhbt ", $even, ", ", $even, ", r12, lsl #16\n",
+            "ldr ",
+            $even,
+            ", [r1, #",
+            $at,
+            "]\n",
+            "ldr r12, [r1, #",
+            $at,
+            " + 4]\n",
+            "pkhtb ",
+            $odd,
+            ", r12, ",
+            $even,
+            ", asr #16\n",
+            "pkhbt ",
+            $even,
+            ", ",
+            $even,
+            ", r12, lsl #16\n",
         )
     };
 }
@@ -176,10 +190,20 @@ unsafe extern "C" fn up2(
 macro_rules! row4 {
     ($w:literal) => {
         concat!(
-            "sxtb16 r9, ", $w, "\n",
-            "sxtb16 ", $w, ", ", $w, ", ror #8\n",
+            "sxtb16 r9, ",
+            $w,
+            "\n",
+            "sxtb16 ",
+            $w,
+            ", ",
+            $w,
+            ", ror #8\n",
             "smuad r9, r9, r3\n",
-            "smlad ", $w, ", ", $w, ", r4, r9\n",
+            "smlad ",
+            $w,
+            ", ",
+            $w,
+            ", r4, r9\n",
         )
     };
 }
@@ -242,20 +266,58 @@ up4!(
 macro_rules! row8 {
     ($w0:literal, $w1:literal, $sum:literal) => {
         concat!(
-            "sxtb16 ", $sum, ", ", $w0, "\n",
-            "sxtb16 ", $w0, ", ", $w0, ", ror #8\n",
-            "smuad ", $sum, ", ", $sum, ", r3\n",
-            "smlad ", $sum, ", ", $w0, ", r4, ", $sum, "\n",
-            "sxtb16 ", $w0, ", ", $w1, "\n",
-            "sxtb16 ", $w1, ", ", $w1, ", ror #8\n",
-            "smlad ", $sum, ", ", $w0, ", r5, ", $sum, "\n",
-            "smlad ", $sum, ", ", $w1, ", r6, ", $sum, "\n",
+            "sxtb16 ",
+            $sum,
+            ", ",
+            $w0,
+            "\n",
+            "sxtb16 ",
+            $w0,
+            ", ",
+            $w0,
+            ", ror #8\n",
+            "smuad ",
+            $sum,
+            ", ",
+            $sum,
+            ", r3\n",
+            "smlad ",
+            $sum,
+            ", ",
+            $w0,
+            ", r4, ",
+            $sum,
+            "\n",
+            "sxtb16 ",
+            $w0,
+            ", ",
+            $w1,
+            "\n",
+            "sxtb16 ",
+            $w1,
+            ", ",
+            $w1,
+            ", ror #8\n",
+            "smlad ",
+            $sum,
+            ", ",
+            $w0,
+            ", r5, ",
+            $sum,
+            "\n",
+            "smlad ",
+            $sum,
+            ", ",
+            $w1,
+            ", r6, ",
+            $sum,
+            "\n",
         )
     };
 }
 
 macro_rules! up8 {
-    ($(#[$doc:meta])* $name:ident, $unit_bytes:literal, $load:expr) => {
+    ($(#[$doc:meta])* $name:ident, $repeat:tt, $unit_bytes:literal, $load:expr) => {
         $(#[$doc])*
         #[unsafe(naked)]
         unsafe extern "C" fn $name(
@@ -269,16 +331,16 @@ macro_rules! up8 {
             // Stack: 0 acc_end.
             naked_asm!(
                 "push {{r3-r11, lr}}",
-                // The loop takes 4 x 3 rows a turn; the first turn enters so that the rest fits.
+                // The loop takes so many times 3 rows a turn; the first turn enters so that the rest fits.
                 "sub r7, r3, r2",
                 "lsr r7, r7, #2",
                 "mov r8, #3",
                 "udiv r9, r7, r8",
                 "mls r10, r9, r8, r7", // rows mod 3
                 "adr.w r11, 3f",
-                "ands r7, r9, #3",
+                concat!("ands r7, r9, #", $repeat, " - 1"),
                 "ittt ne",
-                "rsbne r7, r7, #4",
+                concat!("rsbne r7, r7, #", $repeat),
                 concat!("movne r8, #", $unit_bytes),
                 "mlane r11, r7, r8, r11",
                 "orr r11, r11, #1",
@@ -304,7 +366,7 @@ macro_rules! up8 {
                 ".p2align 2",
                 "3:",
                 repeat!(
-                    4,
+                    $repeat,
                     $load,
                     row8!("r7", "r8", "lr"),
                     row8!("r9", "r10", "r7"),
@@ -331,6 +393,7 @@ up8!(
     /// # Safety
     /// See [`up_add`].
     up8,
+    2,
     "140",
     "ldr.w r7, [r0], #4\n ldr.w r8, [r0], #4\n ldr.w r9, [r0], #4\n ldr.w r10, [r0], #4\n ldr.w r11, [r0], #4\n ldr.w r12, [r0], #4"
 );
@@ -340,6 +403,7 @@ up8!(
     /// # Safety
     /// See [`up_add`].
     up8_aligned,
+    4,
     "120",
     "ldm.w r0!, {{r7-r12}}"
 );
@@ -348,15 +412,29 @@ up8!(
 macro_rules! half16 {
     ($load:expr, $first:expr, $sum:literal) => {
         concat!(
-            $load, "\n",
+            $load,
+            "\n",
             "sxtb16 r8, r6\n",
             "sxtb16 r6, r6, ror #8\n",
-            $first, "\n",
-            "smlad ", $sum, ", r6, r3, ", $sum, "\n",
+            $first,
+            "\n",
+            "smlad ",
+            $sum,
+            ", r6, r3, ",
+            $sum,
+            "\n",
             "sxtb16 r8, r7\n",
             "sxtb16 r7, r7, ror #8\n",
-            "smlad ", $sum, ", r8, r4, ", $sum, "\n",
-            "smlad ", $sum, ", r7, r5, ", $sum, "\n",
+            "smlad ",
+            $sum,
+            ", r8, r4, ",
+            $sum,
+            "\n",
+            "smlad ",
+            $sum,
+            ", r7, r5, ",
+            $sum,
+            "\n",
         )
     };
 }
@@ -444,11 +522,20 @@ up16!(
 macro_rules! word_any {
     ($load:literal, $sum:literal) => {
         concat!(
-            $load, "\n",
+            $load,
+            "\n",
             "sxtb16 r11, r10\n",
             "sxtb16 r10, r10, ror #8\n",
-            "smlad ", $sum, ", r11, r4, ", $sum, "\n",
-            "smlad ", $sum, ", r10, r5, ", $sum, "\n",
+            "smlad ",
+            $sum,
+            ", r11, r4, ",
+            $sum,
+            "\n",
+            "smlad ",
+            $sum,
+            ", r10, r5, ",
+            $sum,
+            "\n",
         )
     };
 }

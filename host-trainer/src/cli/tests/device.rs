@@ -2,6 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -9,32 +11,52 @@ use super::{Fixture, Ran, exit, f32_file};
 use crate::client::Transport as _;
 use crate::client::fake::{BASE, Fake, Fate, Fates, SLOT_BYTES, file};
 
-/// A device in memory behind a port of this machine, for some sessions one after the other.
+/// A device in memory behind a port of this machine, for sessions one after the other.
 struct Server {
     address: String,
-    thread: JoinHandle<()>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    fn new(sessions: usize, fates: Fates) -> Self {
+    fn new(fates: Fates) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("tcp:{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap().to_string();
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&over);
         let thread = std::thread::spawn(move || {
             let mut fake = Fake::with(fates);
-            for _ in 0..sessions {
-                serve(&mut fake, &mut listener.accept().unwrap().0);
-                fake.mend();
+            while let Ok((mut stream, _)) = listener.accept() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                serve(&mut fake, &mut stream);
+                if fake.is_cut() {
+                    fake.mend();
+                }
             }
         });
-        Self { address, thread }
+        Self { address, over, thread: Some(thread) }
+    }
+
+    fn working() -> Self {
+        Self::new(Box::new(|_, _| Fate::Arrives))
     }
 
     fn run(&self, fixture: &Fixture, line: &str) -> Ran {
-        fixture.run(&format!("device {line} --port {}", self.address))
+        fixture.run(&format!("device {line} --port tcp:{}", self.address))
     }
+}
 
-    fn end(self) {
-        self.thread.join().unwrap();
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        // Wakes the thread; if it is gone already, nobody listens.
+        let _ = TcpStream::connect(&self.address);
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "the device in memory failed");
+        }
     }
 }
 
@@ -54,16 +76,12 @@ fn serve(fake: &mut Fake, stream: &mut TcpStream) {
     }
 }
 
-fn working(sessions: usize) -> Server {
-    Server::new(sessions, Box::new(|_, _| Fate::Arrives))
-}
-
 #[test]
 fn a_device_is_switched_and_switched_back() {
     let fixture = Fixture::new();
     fixture.write("names.rpa", &file("names", BASE, 9000));
     fixture.write("intent.rpa", &file("intent", BASE, 500));
-    let server = working(15);
+    let server = Server::working();
     let device = |line: &str| server.run(&fixture, line);
     let info = device("info --format json").json();
     assert_eq!((info["board"].as_str(), info["active"].is_null()), (Some("fake"), true));
@@ -97,7 +115,6 @@ fn a_device_is_switched_and_switched_back() {
     refused.fails(exit::REFUSED, "no adapter is active");
     assert_eq!(device("remove names").text(), "slot 0 is empty\n");
     assert!(device("stats").text().contains("peak stack         512 bytes"));
-    server.end();
 }
 
 #[test]
@@ -105,13 +122,12 @@ fn a_device_runs_texts_features_and_prompts() {
     let fixture = Fixture::new();
     let rows: Vec<f32> = (0..600).map(|at| at as f32).collect();
     fixture.write("rows.f32", &f32_file(&rows));
-    let server = working(3);
+    let server = Server::working();
     let device = |line: &str| server.run(&fixture, line);
     let output = device("run --features @rows.f32 --rows 3 --format json").json();
     assert_eq!((output["argmax"].as_u64(), output["values"][599].as_f64()), (Some(599), Some(1198.0)));
     assert_eq!(device("run --text ab --format json").json()["values"], serde_json::json!([97.0, 98.0]));
     assert_eq!(device("generate --prompt abc --max-tokens 4").text(), "abcabca\n");
-    server.end();
     fixture.run("device run --features @rows.f32 --port tcp:127.0.0.1:1").fails(exit::LINK_LOST, "cannot open tcp:127.0.0.1:1");
 }
 
@@ -120,11 +136,10 @@ fn bad_files_are_refused_before_they_are_sent() {
     let fixture = Fixture::new();
     fixture.write("big.rpa", &file("names", BASE, SLOT_BYTES as usize));
     fixture.write("broken.rpa", b"RPA\x01");
-    let server = working(2);
+    let server = Server::working();
     let device = |line: &str| server.run(&fixture, line);
     device("push @decoder.rpa").fails(exit::BAD_INPUT, "decoder.rpa: adapter is for another base: expected 0707");
     device("push @big.rpa").fails(exit::BAD_INPUT, "the file does not fit into a slot: expected at most 65536 bytes");
-    server.end();
     fixture.run("device push @broken.rpa --port tcp:127.0.0.1:1").fails(exit::BAD_INPUT, "broken.rpa: adapter file is truncated");
 }
 
@@ -133,20 +148,18 @@ fn an_interrupted_push_is_repeated_and_resumes() {
     let fixture = Fixture::new();
     fixture.write("names.rpa", &file("names", BASE, 9000));
     // Towards the device: info, three slots, begin, chunks.
-    let server = Server::new(2, Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
+    let server = Server::new(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
     let ran = server.run(&fixture, "push @names.rpa --window 1");
     assert!(ran.err.contains("hint: an interrupted push goes on where it stopped"), "{}", ran.err);
     ran.fails(exit::LINK_LOST, "link lost during chunk");
     let pushed = server.run(&fixture, "push @names.rpa --format json").json();
     assert_eq!((pushed["resumed_at"].as_u64(), pushed["chunks"].as_u64()), (Some(4096), Some(5)));
-    server.end();
 }
 
 #[test]
 fn a_silent_device_is_a_lost_link() {
     let fixture = Fixture::new();
-    let server = Server::new(1, Box::new(|_, _| Fate::IsLost));
+    let server = Server::new(Box::new(|_, _| Fate::IsLost));
     let ran = server.run(&fixture, "info --timeout 0.02 --retries 1");
     ran.fails(exit::LINK_LOST, "no answer to info: expected one within 0.02 s, found none in 2 attempts");
-    server.end();
 }
