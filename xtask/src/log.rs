@@ -103,7 +103,7 @@ impl LogReader {
             let left = deadline.saturating_duration_since(Instant::now());
             if state.ended || left.is_zero() {
                 let why = if state.ended { "it ended" } else { "the time was up" };
-                let lines: String = state.lines.iter().map(|line| format!("\n  {line}")).collect();
+                let lines: Vec<_> = state.lines.iter().map(|line| format!("\n  {line}")).collect();
                 bail!(
                     "expected `{needle}` in the device's log, but {why} after {} lines:{lines}",
                     state.lines.len()

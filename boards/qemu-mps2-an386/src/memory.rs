@@ -9,6 +9,7 @@ use rankpatch_board::{NorRam, nor};
 use layout::{BASE_LENGTH, BASE_ORIGIN, PSRAM_LENGTH, SLOTS_LENGTH, SLOTS_ORIGIN, SLOTS_PAGE, SLOTS_SLOT};
 
 #[expect(dead_code, reason = "generated for every key; the PSRAM's origin is the linker's business")]
+#[expect(clippy::unreadable_literal, reason = "generated")]
 mod layout {
     include!(concat!(env!("OUT_DIR"), "/layout.rs"));
 }

@@ -14,6 +14,8 @@
 //! In a row-major matrix the half is `256 c1 + (c0 mod 256)`. Flipping the top bit of the even codes makes it
 //! `256 c1 + (c0 + 128)`, exactly, for one instruction more; 128 times the sum of the even activations is subtracted at
 //! the end.
+//!
+//! The assembler knows these instructions on `thumbv7em`; for `thumbv8m.main`, build with `-C target-cpu=cortex-m33`.
 #![allow(
     unsafe_code,
     reason = "SMLAD has no stable intrinsic, and loops of naked assembly use every register"

@@ -2,9 +2,10 @@
 //! of a vector. Plain functions over slices, without state; they know nothing of graphs, adapters or files.
 //!
 //! Every function here has one result, bit for bit, on every core. `reference.rs` computes it in safe Rust and is what
-//! the host and cores without the DSP extension run; on Arm with the feature `dsp` the same functions use SMLAD. Codes
-//! lie in -127..=127: that is checked where a base or an adapter is read. With a code of -128 the result is
-//! unspecified, but nothing panics and no memory outside the slices is touched.
+//! the host and cores without the DSP extension run, but for one loop of `thumb.rs` on Arm; with the feature `dsp` the
+//! same functions use SMLAD. [`sweep`] checks whichever is compiled. Codes lie in -127..=127: that is checked where a
+//! base or an adapter is read. With a code of -128 the result is unspecified, but nothing panics and no memory outside
+//! the slices is touched.
 //!
 //! The caller guarantees the lengths. A slice that is too short trips a debug assertion; in a release build the call
 //! then does nothing.

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::digest::Digest;
+use rankpatch_format::graph::Op;
 use rankpatch_format::link::Mode;
 use serde::Serialize;
 
 use super::console::{Console, Format, Table, fields, grouped};
-use super::exit::{At as _, Failure, Outcome};
-use super::features::Source;
+use super::exit::{At as _, BAD_INPUT, Failure, Outcome};
+use super::features::{Features, Source};
 use crate::Error;
 use crate::base::Image;
 use crate::client::mode_name;
@@ -48,7 +49,7 @@ pub(super) struct SamplingArgs {
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(super) max_tokens: u32,
     /// 0 takes the likeliest token; otherwise logits are divided by it
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, allow_negative_numbers = true)]
     pub(super) temperature: f32,
     /// Seed of the sampler
     #[arg(long, value_name = "S", default_value_t = 1)]
@@ -112,6 +113,9 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     }
     let tokens = args.text.as_deref().map(|text| simulator.encode(text)).transpose()?;
     let features = args.source.read()?;
+    if let Some((features, path)) = features.as_ref().zip(args.source.features.as_ref()) {
+        check_shape(features, &simulator).map_err(|failure| failure.at(path))?;
+    }
     let input = match (&tokens, &features) {
         (Some(tokens), _) => Input::Tokens(tokens),
         (None, Some(features)) => Input::Features(&features.values),
@@ -120,6 +124,17 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let values = simulator.session(|engine| Ok(run_input(engine, input)?.to_vec()))?;
     let answered = Answered { setup, answer: Answer::new(values, labels(&simulator)?) };
     console.print(args.format, &answered, |answered| answered.answer.text())
+}
+
+/// Refuses features whose stated rows are not as wide as the base reads them.
+fn check_shape(features: &Features, simulator: &Simulator) -> Outcome {
+    let (Op::Features { width }, Some(rows)) = (simulator.base()?.input(), features.rows) else { return Ok(()) };
+    let (expected, found) = (u64::from(width) * u64::from(rows), features.values.len() as u64);
+    if expected == found {
+        return Ok(());
+    }
+    let error = anyhow::anyhow!("expected {rows} rows of {width} numbers, {expected} in all, found {found}");
+    Err(Failure::new(BAD_INPUT, error))
 }
 
 /// A device in memory with the base and the adapter of these files.

@@ -35,8 +35,11 @@ impl FromArgMatches for Overrides {
 impl Args for Overrides {
     fn augment_args(command: Command) -> Command {
         command.next_help_heading("Configuration (overrides the task's file)").args(TrainConfig::keys().map(|(key, expected)| {
-            let option = Arg::new(key).long(key.replace('_', "-")).value_name("VALUE").help(expected);
-            if key.contains('_') { option.alias(key) } else { option }
+            let alias = TrainConfig::aliases().find(|(name, _)| *name == key).map(|(_, alias)| alias);
+            let names = [Some(key), alias].into_iter().flatten();
+            // With dashes as options are written, with underscores as keys are.
+            let names = names.flat_map(|name| [name.replace('_', "-"), name.to_owned()]);
+            Arg::new(key).long(key.replace('_', "-")).aliases(names.skip(1)).value_name("VALUE").help(expected)
         }))
     }
 

@@ -30,7 +30,8 @@ fn rankpatch(line: &str) -> Ran {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut console = Console { out: &mut out, err: &mut err, interactive: false };
     let code = run(std::iter::once("rankpatch").chain(line.split_whitespace()), &mut console);
-    Ran { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code, out: text(out), err: text(err) }
 }
 
 impl Ran {

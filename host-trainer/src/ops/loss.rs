@@ -4,7 +4,7 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_host};
-use super::simd::{largest, sum_by, vectorized};
+use super::simd::{largest, sum_map, vectorized};
 use super::{Result, check, math, parallel};
 
 /// `loss = sum over r of weights[r] * (log(sum over c of exp(logits[r, c])) - logits[r, targets[r]]) / sum of weights`.
@@ -40,7 +40,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
                         #[inline(always)]
                         || {
                             let largest = largest(logits, f32::NEG_INFINITY);
-                            largest + sum_by(classes, |c| math::exp(logits[c] - largest)).ln()
+                            largest + sum_map(logits, |x| math::exp(x - largest)).ln()
                         },
                     );
                     sum += f64::from(weight) * f64::from(*log_sum - logits[target as usize]);

@@ -61,6 +61,25 @@ fn tree(l: [f32; LANES]) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
+/// Sum of `f(value)`, for an `f` that is worth a vector loop of its own; in a fixed order.
+#[inline(always)]
+pub(super) fn sum_map(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for chunk in values.chunks(8 * LANES) {
+        let mut mapped = [0.0f32; 8 * LANES];
+        for (mapped, &value) in mapped.iter_mut().zip(chunk) {
+            *mapped = f(value);
+        }
+        // What is behind the end is zero.
+        for mapped in mapped.as_chunks::<LANES>().0 {
+            for (lane, mapped) in lanes.iter_mut().zip(mapped) {
+                *lane += mapped;
+            }
+        }
+    }
+    tree(lanes)
+}
+
 /// Largest of the values, at least `start`.
 #[inline(always)]
 pub(super) fn largest(values: &[f32], start: f32) -> f32 {

@@ -332,6 +332,11 @@ impl TrainConfig {
         steps - ((steps as f64 * self.quantization_aware).round() as u64).min(steps)
     }
 
+    /// The keys that have another name too, PEFT's as a rule: key and other name.
+    pub fn aliases() -> impl Iterator<Item = (&'static str, &'static str)> {
+        KEYS.iter().map(|key| (key.name, key.alias)).filter(|(_, alias)| !alias.is_empty())
+    }
+
     /// Every key with what it expects, for help texts.
     pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
         KEYS.iter().map(|key| (key.name, key.expected))

@@ -73,6 +73,8 @@ unsafe extern "C" fn max_groups(x: *const f32, groups: usize, max: u32) -> u32 {
 #[unsafe(naked)]
 unsafe extern "C" fn code_groups(x: *const f32, codes: *mut i8, groups: usize, inverse: f32, magic: f32) {
     naked_asm!(
+        // In a library the assembler is not told of the target's FPU.
+        ".fpu fpv4-sp-d16",
         "push {{r4-r8, lr}}",
         "2:",
         "vldmia r0!, {{s8-s15}}",

@@ -147,13 +147,13 @@ fn bad_files_are_refused_before_they_are_sent() {
 fn an_interrupted_push_is_repeated_and_resumes() {
     let fixture = Fixture::new();
     fixture.write("names.rpa", &file("names", BASE, 9000));
-    // Towards the device: info, three slots, begin, chunks.
+    // Towards the device: info twice, three slots, begin, chunks.
     let server = Server::new(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
     let ran = server.run(&fixture, "push @names.rpa --window 1");
     assert!(ran.err.contains("hint: an interrupted push goes on where it stopped"), "{}", ran.err);
     ran.fails(exit::LINK_LOST, "link lost during chunk");
     let pushed = server.run(&fixture, "push @names.rpa --format json").json();
-    assert_eq!((pushed["resumed_at"].as_u64(), pushed["chunks"].as_u64()), (Some(4096), Some(5)));
+    assert_eq!((pushed["resumed_at"].as_u64(), pushed["chunks"].as_u64()), (Some(3072), Some(6)));
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn sim_runs_texts_and_features() {
 
     let run = |rest: &str| fixture.run(&format!("sim --base @{rest}"));
     run("encoder.rpb --features @clips.safetensors --index 2").fails(exit::BAD_INPUT, "expected --index below 2, found 2");
-    run("encoder.rpb --features @rows.f32 --rows 5").fails(exit::BAD_INPUT, "expected 5 rows (--rows), found 4");
+    run("encoder.rpb --features @rows.f32 --rows 5").fails(exit::BAD_INPUT, "rows.f32: expected 5 rows of 9 numbers, 45 in all, found 36");
     run("encoder.rpb --text abc").fails(exit::BAD_INPUT, "has no tokenizer");
     run("decoder.rpb --features @rows.f32").fails(exit::BAD_INPUT, "expected tokens, found 36 features");
     run("encoder.rpb --features @decoder.rpa").fails(exit::BAD_INPUT, "decoder.rpa: expected f32 numbers");

@@ -1,6 +1,8 @@
 //! Tests of training on a tiny random network with synthetic data.
 
 mod config;
+mod export;
 mod peft;
 mod run;
+mod tasks;
 mod tiny;
