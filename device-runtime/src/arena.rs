@@ -72,7 +72,7 @@ impl Counts {
                     counts.rows = counts.rows.max(rows);
                     counts.codes = counts.codes.max(rows.saturating_mul(stride(w.cols)));
                     counts.acc = counts.acc.max(2 * w.rows);
-                    counts.pack = counts.pack.max(kernels::pack_len(crate::linear::kernel_layout(w.layout), w.cols));
+                    counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols));
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
                 Op::Attention { k, causal, .. } => {
@@ -98,7 +98,7 @@ impl Counts {
         ArenaLayout {
             values: words(self.values),
             codes: round(self.codes) + words(self.rows),
-            kernels: words(self.acc) + words(self.pack) + words(rank) + round(rank * 2),
+            kernels: words(self.acc) + words(self.pack) + words(2 * rank) + round(rank * 2),
             scores: words(self.scores),
             kv_cache: words(self.kv),
             head: words(self.pooled) + words(MIN_HEAD_OUTPUTS),
@@ -155,7 +155,7 @@ impl<'a> Arena<'a> {
             scales: cutter.cut(counts.rows),
             acc: cutter.cut(counts.acc),
             pack: cutter.cut(counts.pack),
-            z: cutter.cut(rank),
+            z: cutter.cut(2 * rank),
             v: cutter.cut(rank),
             scores: cutter.cut(counts.scores),
             kv: cutter.cut(counts.kv),

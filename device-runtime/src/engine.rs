@@ -109,8 +109,7 @@ impl<'a> Engine<'a> {
         if expected != found {
             return Err(rankpatch_format::Error::WrongBase { expected, found }.into());
         }
-        let (expected, found) =
-            (self.arena.head_out.len(), adapter.head().map_or(0, |head| head.n_out));
+        let (expected, found) = (self.arena.head_out.len(), adapter.head().map_or(0, |head| head.n_out));
         if found > expected {
             return Err(Error::HeadTooLarge { expected, found });
         }
@@ -420,7 +419,8 @@ impl<'a> Engine<'a> {
                 let heads = Heads { n_heads: n_heads.into(), n_kv_heads: n_kv_heads.into(), scale };
                 let cache = if causal {
                     let len = 2 * self.context * base.value(k).width as usize;
-                    let (cache, rest) = core::mem::take(&mut kv).split_at_mut_checked(len).unwrap_or_default();
+                    let (cache, rest) =
+                        core::mem::take(&mut kv).split_at_mut_checked(len).unwrap_or_default();
                     kv = rest;
                     Some(cache)
                 } else {
@@ -535,8 +535,7 @@ impl Pass<'_, '_> {
         cache: Option<&mut [f32]>,
         scores: &mut [f32],
     ) {
-        let (q_width, kv_width) =
-            (self.base.value(q).width as usize, self.base.value(k).width as usize);
+        let (q_width, kv_width) = (self.base.value(q).width as usize, self.base.value(k).width as usize);
         let ranges = [self.range(q), self.range(k), self.range(v), self.range(index)];
         let Ok([q, k, v, y]) = self.values.get_disjoint_mut(ranges) else { return };
         let queries = q.chunks_exact(q_width.max(1)).zip(y.chunks_exact_mut(q_width.max(1)));
@@ -628,4 +627,3 @@ impl Pass<'_, '_> {
         y.iter_mut().zip(b).for_each(|(y, b)| *y = f(*y, *b));
     }
 }
-

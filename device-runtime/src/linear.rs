@@ -4,7 +4,7 @@
 use rankpatch_format::adapter::Patch;
 use rankpatch_format::base::Matrix;
 
-use crate::kernels;
+use crate::kernels::{self, Packed, PackedPair};
 
 /// 1.5 * 2^23: adding it leaves a float below 2^22, rounded to the nearest even integer, in the low bits of the sum.
 const ROUND_MAGIC: f32 = 12_582_912.0;
@@ -15,7 +15,7 @@ pub(crate) struct Scratch<'a> {
     pub(crate) acc: &'a mut [i32],
     /// [`kernels::pack_len`] of the widest input.
     pub(crate) pack: &'a mut [i32],
-    /// Rank components of one token, `[rank]`.
+    /// Rank components of two tokens, `2 * rank`.
     pub(crate) z: &'a mut [i32],
     /// Their codes, `[rank]`.
     pub(crate) v: &'a mut [i16],
@@ -40,44 +40,40 @@ pub(crate) fn linear(
     y: &mut [f32],
     scratch: &mut Scratch<'_>,
 ) {
-    let layout = kernel_layout(w.layout);
     let Scratch { acc, pack, z, v } = scratch;
-    let (Some((acc0, acc1)), out) = (acc.split_at_mut_checked(w.rows), w.rows) else { return };
-    let Some(acc1) = acc1.get_mut(..out) else { return };
-    let mut update = |codes: &[i8], acc: &mut [i32]| {
-        if let Some(patch) = patch {
-            add_patch(patch, codes, acc, z, v);
-        }
-    };
+    let out = w.rows;
+    let Some((acc0, acc1)) = acc.split_at_mut_checked(out) else { return };
+    let rank = patch.map_or(0, |patch| patch.rank);
+    let Some((z0, z1)) = z.get_mut(..2 * rank).and_then(|z| z.split_at_mut_checked(rank)) else { return };
     let rows = x.codes.chunks_exact(x.stride.max(1)).map(|row| row.get(..w.cols).unwrap_or(&[]));
     let mut tokens = rows.zip(x.scales).zip(y.chunks_exact_mut(out.max(1)));
-    // Two tokens share every weight that is loaded.
+    // Two tokens share every weight that is loaded, and A and W read the same prepared activations.
     while let Some(((x0, scale0), y0)) = tokens.next() {
         if let Some(((x1, scale1), y1)) = tokens.next() {
-            kernels::gemm2(layout, w.codes, out, w.cols, x0, x1, acc0, acc1, pack);
-            update(x0, acc0);
+            let x = PackedPair::new(w.layout, x0, x1, pack);
+            kernels::gemm2_packed(w.layout, w.codes, out, &x, acc0, acc1);
+            if let Some(patch) = patch {
+                kernels::down2_packed(patch.lora_a, rank, &x, z0, z1);
+                add_components(patch, z0, v, acc0);
+                add_components(patch, z1, v, acc1);
+            }
             dequantize(acc0, *scale0, w.scales, bias, y0);
-            update(x1, acc1);
             dequantize(acc1, *scale1, w.scales, bias, y1);
         } else {
-            kernels::gemv(layout, w.codes, out, w.cols, x0, acc0, pack);
-            update(x0, acc0);
+            let x = Packed::new(w.layout, x0, pack);
+            kernels::gemv_packed(w.layout, w.codes, out, &x, acc0);
+            if let Some(patch) = patch {
+                kernels::down_packed(patch.lora_a, rank, &x, z0);
+                add_components(patch, z0, v, acc0);
+            }
             dequantize(acc0, *scale0, w.scales, bias, y0);
         }
     }
 }
 
-pub(crate) fn kernel_layout(layout: rankpatch_format::layout::Layout) -> kernels::Layout {
-    match layout {
-        rankpatch_format::layout::Layout::RowMajor => kernels::Layout::RowMajor,
-        rankpatch_format::layout::Layout::Dsp4x4 => kernels::Layout::Dsp4x4,
-    }
-}
-
-/// acc += B (c * (A x)), in units of the accumulator: B's row scales are those of the base's weight.
-fn add_patch(patch: &Patch<'_>, x: &[i8], acc: &mut [i32], z: &mut [i32], v: &mut [i16]) {
-    let (Some(z), Some(v)) = (z.get_mut(..patch.rank), v.get_mut(..patch.rank)) else { return };
-    kernels::down(patch.lora_a, patch.rank, x.len(), x, z);
+/// acc += B (c * z) with z = A x, in units of the accumulator: B's row scales are those of the base's weight.
+fn add_components(patch: &Patch<'_>, z: &mut [i32], v: &mut [i16], acc: &mut [i32]) {
+    let Some(v) = v.get_mut(..patch.rank) else { return };
     let shift = component_codes(z, patch.component_scales(), v);
     kernels::up_add(patch.lora_b, patch.rank, v, shift, acc);
 }

@@ -180,8 +180,11 @@ mod tests {
     fn micromath_is_as_inaccurate_as_stated() {
         let inv_sqrt = relative(1.0..=4.0, |x| F32(x).invsqrt().0, |x| 1.0 / x.sqrt());
         let exp = relative(-20.0..=0.0, |x| F32(x).exp().0, f64::exp);
-        let sin = worst(0.0..=512.0, |x| (f64::from(F32(x as f32).sin().0) - f64::from(x as f32).sin()).abs());
-        std::println!("micromath: invsqrt {inv_sqrt:.2e} (relative), exp {exp:.2e} (relative), sin {sin:.2e} (absolute)");
+        let sin =
+            worst(0.0..=512.0, |x| (f64::from(F32(x as f32).sin().0) - f64::from(x as f32).sin()).abs());
+        std::println!(
+            "micromath: invsqrt {inv_sqrt:.2e} (relative), exp {exp:.2e} (relative), sin {sin:.2e} (absolute)"
+        );
         assert!((0.03..0.035).contains(&inv_sqrt), "{inv_sqrt}");
         assert!((1e-4..1e-2).contains(&exp), "{exp}");
         assert!((1e-3..1e-2).contains(&sin), "{sin}");

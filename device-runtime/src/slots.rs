@@ -275,7 +275,12 @@ mod tests {
 
     const SLOT: usize = 1024;
 
-    fn install<const WORD: usize>(flash: &mut Flash<WORD>, slot: usize, file: &[u8], chunk: usize) -> Result<(), SlotError> {
+    fn install<const WORD: usize>(
+        flash: &mut Flash<WORD>,
+        slot: usize,
+        file: &[u8],
+        chunk: usize,
+    ) -> Result<(), SlotError> {
         let crc = rankpatch_format::crc32(file);
         let mut upload = Upload::begin(flash, SLOT, slot, file.len() as u32, crc)?;
         while (upload.next() as usize) < file.len() {

@@ -62,7 +62,8 @@ fn sealed(data: &AdapterData, base: &Base<'_>) -> Vec<u8> {
 #[test]
 fn layouts_and_pass_sizes_have_the_same_bits() {
     for network in [fixture::decoder(), fixture::encoder()] {
-        let data = fixture::adapter(&network, &all_sites(&network, |site| 1 + usize::from(site) % 9), None, 0.4, 2);
+        let data =
+            fixture::adapter(&network, &all_sites(&network, |site| 1 + usize::from(site) % 9), None, 0.4, 2);
         let file = data.write().unwrap();
         let mut seen: Vec<[u64; 3]> = Vec::new();
         for layout in [Layout::RowMajor, Layout::Dsp4x4] {
@@ -100,7 +101,8 @@ fn a_thousand_switches_leave_the_base_bit_identical() {
                 fixture::adapter(&network, &sites[seed as usize..], head, 0.5, seed + 1).write().unwrap()
             })
             .collect();
-        let adapters: Vec<Adapter<'_>> = files.iter().map(|file| Adapter::new(file, &base).unwrap()).collect();
+        let adapters: Vec<Adapter<'_>> =
+            files.iter().map(|file| Adapter::new(file, &base).unwrap()).collect();
         let room = adapters.iter().map(|adapter| merged_bytes(&base, adapter)).max().unwrap();
         let mut merge = memory(room);
         let mut arena = memory(arena_bytes(&base, 24));
@@ -223,7 +225,8 @@ fn self_tests_pass_only_with_the_right_numbers() {
             let data = fixture::adapter(&network, &sites[..4], head, 0.4, 5);
             let file = sealed(&data, &base);
             let adapter = Adapter::new(&file, &base).unwrap();
-            let (mut arena, mut merge) = (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter)));
+            let (mut arena, mut merge) =
+                (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter)));
             let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
             assert_eq!(engine.self_test(), Err(Error::NothingActive));
             engine.attach(adapter).unwrap();
@@ -273,7 +276,8 @@ fn a_head_reads_the_mean_over_the_whole_sequence() {
 fn refusals_change_nothing() {
     let network = fixture::decoder();
     let other = fixture::encoder();
-    let (image, other_image) = (image(&network, Layout::RowMajor, 4), self::image(&other, Layout::RowMajor, 4));
+    let (image, other_image) =
+        (image(&network, Layout::RowMajor, 4), self::image(&other, Layout::RowMajor, 4));
     let (base, other_base) = (Base::new(image.bytes()).unwrap(), Base::new(other_image.bytes()).unwrap());
     let file = fixture::adapter(&network, &[(1, 2)], None, 0.4, 6).write().unwrap();
     let other_file = fixture::adapter(&other, &[(1, 2)], None, 0.4, 6).write().unwrap();
@@ -315,7 +319,10 @@ fn refusals_change_nothing() {
     let mut engine = Engine::new(other_base, arena.bytes_mut(), 24).unwrap();
     assert_eq!(engine.run_tokens(&[1]).err(), Some(Error::WrongInput { expected: 9, found: 1 }));
     assert_eq!(engine.run_features(&[0.0; 10]).err(), Some(Error::WrongInput { expected: 9, found: 10 }));
-    assert_eq!(engine.run_features(&[0.0; 126]).err(), Some(Error::SequenceTooLong { expected: 13, found: 14 }));
+    assert_eq!(
+        engine.run_features(&[0.0; 126]).err(),
+        Some(Error::SequenceTooLong { expected: 13, found: 14 })
+    );
 }
 
 #[test]

@@ -208,7 +208,8 @@ impl<'a> Preview<'a> {
         let rest = signed.get(HEADER_BYTES..).ok_or(truncated(HEADER_BYTES + TRAILER_BYTES))?;
         let (body, rest) = postcard::take_from_bytes::<Body<'a>>(rest)
             .map_err(|_| Error::Malformed { what: "adapter body" })?;
-        let padding = (signed.len() - rest.len()).next_multiple_of(PAYLOAD_ALIGN) - (signed.len() - rest.len());
+        let padding =
+            (signed.len() - rest.len()).next_multiple_of(PAYLOAD_ALIGN) - (signed.len() - rest.len());
         let (zeros, payload) =
             rest.split_at_checked(padding).ok_or(Error::Malformed { what: "padding before the payload" })?;
         if zeros.iter().any(|byte| *byte != 0) {
@@ -273,7 +274,8 @@ impl<'a> Adapter<'a> {
                 return Err(Error::RankOutOfRange { site: found, rank: rank.into(), max: MAX_RANK });
             }
             check_scales("component", found, f16s(scales))?;
-            expected = expected.saturating_add(u32::from(rank) * (site.weight.rows + site.weight.cols) as u32);
+            expected =
+                expected.saturating_add(u32::from(rank) * (site.weight.rows + site.weight.cols) as u32);
             n_patches += 1;
         }
         let features = base.value(base.manifest().features);
@@ -297,7 +299,11 @@ impl<'a> Adapter<'a> {
             return Err(Error::TrailingBytes { what: "adapter payload", expected, found });
         }
         if let Some(at) = payload.iter().position(|code| *code == 0x80) {
-            return Err(Error::OutOfRange { what: "int8 code (-128 is not a code) at", found: at as u32, max: 0 });
+            return Err(Error::OutOfRange {
+                what: "int8 code (-128 is not a code) at",
+                found: at as u32,
+                max: 0,
+            });
         }
         let (rows, max) = (u32::from(body.self_test.rows), base.manifest().max_rows.min(MAX_SELF_TEST_ROWS));
         if rows == 0 || rows > max {
@@ -354,7 +360,11 @@ impl<'a> Adapter<'a> {
 fn check_head(head: &HeadInfo<'_>, rows: Rows) -> Result<u32> {
     let n_out = (head.scales.len() / 2) as u32;
     if !head.scales.len().is_multiple_of(2) || n_out == 0 || n_out > MAX_HEAD_OUTPUTS {
-        return Err(Error::OutOfRange { what: "outputs of the task head", found: n_out, max: MAX_HEAD_OUTPUTS });
+        return Err(Error::OutOfRange {
+            what: "outputs of the task head",
+            found: n_out,
+            max: MAX_HEAD_OUTPUTS,
+        });
     }
     check_scales("head row", 0, f16s(head.scales))?;
     let bias = head.bias.len() as u32;
@@ -371,7 +381,12 @@ fn check_head(head: &HeadInfo<'_>, rows: Rows) -> Result<u32> {
     }
     let labels = count_names(head.labels).ok_or(Error::Malformed { what: "labels of the task head" })?;
     if labels != 0 && labels != n_out {
-        return Err(Error::ShapeMismatch { what: "labels of the head", op: 0, expected: n_out, found: labels });
+        return Err(Error::ShapeMismatch {
+            what: "labels of the head",
+            op: 0,
+            expected: n_out,
+            found: labels,
+        });
     }
     if rows == Rows::One && head.pooling == Pooling::Mean {
         return Err(Error::Malformed { what: "pooling of the task head (the features are one row)" });
@@ -404,8 +419,7 @@ impl<'a> Entries<'a> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let ((site, rank), rest) =
-            postcard::take_from_bytes::<(u16, u16)>(self.0).map_err(|_| MALFORMED)?;
+        let ((site, rank), rest) = postcard::take_from_bytes::<(u16, u16)>(self.0).map_err(|_| MALFORMED)?;
         let (scales, rest) = rest.split_at_checked(usize::from(rank) * 2).ok_or(MALFORMED)?;
         self.0 = rest;
         Ok(Some(Entry { site, rank, scales }))

@@ -210,8 +210,7 @@ impl<'a> Base<'a> {
             expected: expected as u32,
             found: found as u32,
         };
-        let header =
-            image.first_chunk::<HEADER_BYTES>().ok_or(truncated(HEADER_BYTES, image.len()))?;
+        let header = image.first_chunk::<HEADER_BYTES>().ok_or(truncated(HEADER_BYTES, image.len()))?;
         let [[m0, m1, m2, version], length, i0, i1, i2, i3, manifest_len, crc] =
             words::<8>(header).ok_or(Error::Malformed { what: "base header" })?;
         if [m0, m1, m2] != MAGIC {
@@ -373,7 +372,11 @@ impl<'a> Base<'a> {
         }
         for (what, id) in [("output", manifest.output), ("features", manifest.features)] {
             if id >= n_ops {
-                return Err(Error::OutOfRange { what, found: id.into(), max: n_ops.saturating_sub(1).into() });
+                return Err(Error::OutOfRange {
+                    what,
+                    found: id.into(),
+                    max: n_ops.saturating_sub(1).into(),
+                });
             }
             if self.value(id).last_use != u16::MAX {
                 return Err(Error::PlanOverlap { first: id, second: id });
@@ -407,8 +410,7 @@ impl<'a> Base<'a> {
                 let before = self.value(other);
                 let disjoint = info.offset.saturating_add(info.bytes(tokens)) <= before.offset
                     || before.offset.saturating_add(before.bytes(tokens)) <= info.offset;
-                let in_place =
-                    before.last_use == index && op.in_place(other) && before.offset == info.offset;
+                let in_place = before.last_use == index && op.in_place(other) && before.offset == info.offset;
                 if before.last_use >= index && !disjoint && !in_place {
                     return Err(Error::PlanOverlap { first: other, second: index });
                 }
@@ -551,10 +553,8 @@ impl<'a> Base<'a> {
         let empty = Matrix { rows: 0, cols: 0, layout: Layout::RowMajor, codes: &[], scales: &[] };
         let Ok(info @ TensorInfo { layout: Some(layout), .. }) = self.tensor(id) else { return empty };
         let scales = self.section(info.offset, info.rows.saturating_mul(4));
-        let codes = self.section(
-            info.offset.saturating_add(scales_bytes(info.rows)),
-            layout.bytes(info.rows, info.cols),
-        );
+        let codes = self
+            .section(info.offset.saturating_add(scales_bytes(info.rows)), layout.bytes(info.rows, info.cols));
         let Ok(scales) = bytemuck::try_cast_slice(scales) else { return empty };
         Matrix {
             rows: info.rows as usize,

@@ -163,7 +163,8 @@ fn vocabulary() -> Vocabulary {
     pieces.extend(learned.iter().zip(1u8..).map(|(piece, i)| (piece.as_bytes().to_vec(), -f32::from(i))));
     let searchable = (first..pieces.len() as u16).collect();
     let vocab_size = pieces.len() as u32;
-    let info = TokenizerInfo { offset: 0, len: 0, vocab_size, bos: 1, eos: 2, byte_base: 3, prefix_space: true };
+    let info =
+        TokenizerInfo { offset: 0, len: 0, vocab_size, bos: 1, eos: 2, byte_base: 3, prefix_space: true };
     Vocabulary { pieces, searchable, info }
 }
 

@@ -241,7 +241,15 @@ impl Op {
         value: impl Fn(ValueId) -> Result<Shape>,
     ) -> Result<Shape> {
         let read = |id: ValueId| {
-            if id < index { value(id) } else { Err(Error::OutOfRange { what: "value read by an operator", found: id.into(), max: index.saturating_sub(1).into() }) }
+            if id < index {
+                value(id)
+            } else {
+                Err(Error::OutOfRange {
+                    what: "value read by an operator",
+                    found: id.into(),
+                    max: index.saturating_sub(1).into(),
+                })
+            }
         };
         let vector = |id: TensorId, width: u32| {
             let t = tensor(id)?;
@@ -258,7 +266,11 @@ impl Op {
             return Err(Error::Malformed { what: "graph: the first operator, and only that, is an input" });
         }
         let positive = |what, eps: f32| {
-            if eps.is_finite() && eps > 0.0 { Ok(()) } else { Err(Error::BadScale { what, owner: index, index: 0, value: eps }) }
+            if eps.is_finite() && eps > 0.0 {
+                Ok(())
+            } else {
+                Err(Error::BadScale { what, owner: index, index: 0, value: eps })
+            }
         };
         let shape = match *self {
             Self::Embedding { table } => {
@@ -306,7 +318,12 @@ impl Op {
                 let (q, k, v) = (read(q)?, read(k)?, read(v)?);
                 let (n_heads, n_kv_heads) = (u32::from(n_heads), u32::from(n_kv_heads));
                 if n_heads.checked_rem(n_kv_heads) != Some(0) || q.width.checked_rem(n_heads) != Some(0) {
-                    return mismatch(index, "n_heads (a multiple of n_kv_heads, a divisor of the width)", n_kv_heads, n_heads);
+                    return mismatch(
+                        index,
+                        "n_heads (a multiple of n_kv_heads, a divisor of the width)",
+                        n_kv_heads,
+                        n_heads,
+                    );
                 }
                 let expected = q.width / n_heads * n_kv_heads;
                 for (what, x) in [("width of k", k), ("width of v", v)] {

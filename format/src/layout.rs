@@ -48,8 +48,9 @@ impl Layout {
                 let words = image.chunks_exact_mut(4).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
                 for (word, group) in words.zip(codes.chunks(4)).take(blocks) {
                     let code = |i: usize| i16::from(group.get(i).copied().unwrap_or(0));
-                    let low = (256 * code(1) + code(0)).to_le_bytes();
-                    let high = (256 * code(3) + code(2)).to_le_bytes();
+                    let half = |low: i16, high: i16| high.wrapping_mul(256).wrapping_add(low).to_le_bytes();
+                    let low = half(code(0), code(1));
+                    let high = half(code(2), code(3));
                     let bytes = [low[0], low[1], high[0], high[1]];
                     word.iter_mut().zip(bytes).for_each(|(to, from)| *to = from.cast_signed());
                 }
@@ -68,14 +69,20 @@ impl Layout {
                 let blocks = cols.div_ceil(4);
                 let words = image.chunks_exact(4).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
                 for (word, group) in words.zip(codes.chunks_mut(4)).take(blocks) {
-                    let &[b0, b1, b2, b3] = word else { continue };
-                    // The low byte's sign was borrowed from the high byte.
-                    let decoded = [b0, b1.wrapping_add((b0 < 0).into()), b2, b3.wrapping_add((b2 < 0).into())];
+                    let Ok(word) = word.try_into() else { continue };
+                    let decoded = decode_dsp_word(word);
                     group.iter_mut().zip(decoded).for_each(|(to, from)| *to = from);
                 }
             }
         }
     }
+}
+
+/// The four codes of a word of [`Layout::Dsp4x4`].
+#[inline]
+pub fn decode_dsp_word([b0, b1, b2, b3]: [i8; 4]) -> [i8; 4] {
+    // A negative low byte borrowed one from the high byte.
+    [b0, b1.wrapping_sub(b0 >> 7), b2, b3.wrapping_sub(b2 >> 7)]
 }
 
 #[cfg(test)]
@@ -88,7 +95,8 @@ mod tests {
         for layout in [Layout::RowMajor, Layout::Dsp4x4] {
             for (rows, cols) in [(1usize, 1usize), (3, 5), (4, 4), (7, 13), (12, 64), (5, 67)] {
                 let codes: [i8; 12 * 67] =
-                    core::array::from_fn(|_| ((random.next_u32() >> 8) % 255) as i32 as i8).map(|c| c.max(-127));
+                    core::array::from_fn(|_| ((random.next_u32() >> 8) % 255) as i32 as i8)
+                        .map(|c| c.max(-127));
                 let mut image = [0i8; 12 * 68];
                 let image = &mut image[..layout.bytes(rows as u32, cols as u32) as usize];
                 for row in 0..rows {
@@ -97,7 +105,11 @@ mod tests {
                 for row in 0..rows {
                     let mut back = [0i8; 67];
                     layout.read_row(image, cols, row, &mut back[..cols]);
-                    assert_eq!(back[..cols], codes[row * cols..][..cols], "{layout:?} {rows}x{cols} row {row}");
+                    assert_eq!(
+                        back[..cols],
+                        codes[row * cols..][..cols],
+                        "{layout:?} {rows}x{cols} row {row}"
+                    );
                 }
             }
         }

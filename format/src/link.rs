@@ -378,7 +378,8 @@ pub fn encode<'f>(
     let (head, body) =
         scratch.split_first_chunk_mut::<2>().ok_or(too_small("message buffer", scratch_len))?;
     *head = [VERSION, id];
-    let len = 2 + postcard::to_slice(message, body).map_err(|_| too_small("message buffer", scratch_len))?.len();
+    let len =
+        2 + postcard::to_slice(message, body).map_err(|_| too_small("message buffer", scratch_len))?.len();
     let crc = crate::crc32(scratch.get(..len).unwrap_or(&[]));
     scratch
         .get_mut(len..len + 4)

@@ -157,7 +157,9 @@ fn sealed_nonsense_never_panics() {
                 Ok(base) => {
                     let _ = Network::read(&base).id();
                     let mut tokens = [0; 40];
-                    let _ = base.tokenizer().map(|tokenizer| tokenizer.encode("abc \u{e9} ca".as_bytes(), &mut tokens));
+                    let _ = base
+                        .tokenizer()
+                        .map(|tokenizer| tokenizer.encode("abc \u{e9} ca".as_bytes(), &mut tokens));
                 }
                 Err(_) => refused += 1,
             }
@@ -183,7 +185,10 @@ fn base_headers_say_what_is_wrong() {
     let mut shifted = vec![0; image.bytes().len() + 1];
     shifted[1..].copy_from_slice(image.bytes());
     let shifted = Aligned::new(&shifted);
-    assert!(matches!(Base::new(&shifted.bytes()[1..]), Err(Error::Misaligned { expected: 16, found: 1, .. })));
+    assert!(matches!(
+        Base::new(&shifted.bytes()[1..]),
+        Err(Error::Misaligned { expected: 16, found: 1, .. })
+    ));
 }
 
 fn base_error(change: impl FnOnce(&mut Network)) -> Error {
@@ -237,7 +242,10 @@ fn senseless_networks_are_refused() {
         *cols = 8;
         codes.truncate(15 * 8);
     };
-    assert!(matches!(base_error(narrow), Error::ShapeMismatch { what: "in_features", expected: 9, found: 8, .. }));
+    assert!(matches!(
+        base_error(narrow),
+        Error::ShapeMismatch { what: "in_features", expected: 9, found: 8, .. }
+    ));
     let float_matrix = |network: &mut Network| {
         network.tensors[1] = Tensor::Matrix { rows: 15, cols: 9, data: vec![0.0; 135] };
     };
@@ -293,7 +301,10 @@ fn senseless_adapters_are_refused_each_with_its_own_error() {
     );
     for value in [f32::NAN, f32::INFINITY, 0.0, -0.25] {
         let error = adapter_error(|a| a.patches[2].scales[3] = f16(value));
-        assert!(matches!(error, Error::BadScale { what: "component", owner: 5, index: 3, .. }), "{value}: {error}");
+        assert!(
+            matches!(error, Error::BadScale { what: "component", owner: 5, index: 3, .. }),
+            "{value}: {error}"
+        );
     }
     assert_eq!(adapter_error(|a| a.patches[2].site = 99), Error::UnknownSite { site: 99, n_sites: 15 });
     assert_eq!(adapter_error(|a| a.patches.swap(0, 1)), Error::SitesOutOfOrder { previous: 2, found: 0 });
@@ -443,10 +454,7 @@ fn damaged_frames_are_refused() {
     let end = message.len() - 4;
     let crc = crate::crc32(&message[..end]).to_le_bytes();
     message[end..].copy_from_slice(&crc);
-    assert_eq!(
-        link::decode::<Request<'_>>(&message),
-        Err(Error::UnknownVersion { expected: 1, found: 2 })
-    );
+    assert_eq!(link::decode::<Request<'_>>(&message), Err(Error::UnknownVersion { expected: 1, found: 2 }));
 }
 
 #[test]
@@ -468,10 +476,7 @@ fn tokenizer_merges_the_best_pair_first_and_falls_back_to_bytes() {
     assert_eq!(encode("x\n"), pieces(&[" ", "x", "\n"]));
     assert_eq!(encode("\u{20ac}").len(), 4, "three byte tokens for a character without a piece");
     let mut tokens = [0; 3];
-    assert!(matches!(
-        tokenizer.encode(b"abc", &mut tokens),
-        Err(Error::BufferTooSmall { found: 3, .. })
-    ));
+    assert!(matches!(tokenizer.encode(b"abc", &mut tokens), Err(Error::BufferTooSmall { found: 3, .. })));
     let mut tokens = [0; 8];
     let len = tokenizer.encode(b"abc", &mut tokens).unwrap();
     let mut text: Vec<u8> = Vec::new();
@@ -511,7 +516,8 @@ fn golden_files_are_what_is_written() {
 /// The examples of `SPEC.md` are the golden files.
 #[test]
 fn the_specification_shows_golden_bytes() {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| std::format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    let hex =
+        |bytes: &[u8]| bytes.iter().map(|byte| std::format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
     let spec = include_str!("../SPEC.md");
     let frame = include_bytes!("../../tests/golden/begin.frame");
     assert!(spec.contains(&hex(frame)));

@@ -148,7 +148,9 @@ impl Network {
                     let tensor = self.tensors.get(usize::from(id));
                     tensor.map(Tensor::shape).ok_or(out_of_range("tensor index", id, self.tensors.len()))
                 },
-                |id| shapes.get(usize::from(id)).copied().ok_or(out_of_range("value index", id, shapes.len())),
+                |id| {
+                    shapes.get(usize::from(id)).copied().ok_or(out_of_range("value index", id, shapes.len()))
+                },
             )?;
             shapes.push(shape);
         }
@@ -332,7 +334,9 @@ fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout) -> Result<Tensor
     let mut info = TensorInfo { offset, rows: shape.rows, cols: shape.cols, layout: None };
     let len = (shape.rows as usize) * (shape.cols as usize);
     match tensor {
-        Tensor::Floats { data, .. } if data.len() == len => image.extend_from_slice(bytemuck::cast_slice(data)),
+        Tensor::Floats { data, .. } if data.len() == len => {
+            image.extend_from_slice(bytemuck::cast_slice(data))
+        }
         Tensor::Codes { codes, scales, .. } if codes.len() == len && scales.len() == shape.rows as usize => {
             info.layout = Some(layout);
             image.extend_from_slice(bytemuck::cast_slice(scales));
@@ -344,7 +348,9 @@ fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout) -> Result<Tensor
                 layout.write_row(section, shape.cols as usize, row, codes);
             }
         }
-        Tensor::Matrix { .. } => return Err(Error::Malformed { what: "tensor: the matrix is not quantized" }),
+        Tensor::Matrix { .. } => {
+            return Err(Error::Malformed { what: "tensor: the matrix is not quantized" });
+        }
         _ => return Err(Error::Malformed { what: "tensor: its data does not have the stated size" }),
     }
     image.resize(image.len().next_multiple_of(ALIGN), 0);

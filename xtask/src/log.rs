@@ -105,8 +105,9 @@ impl LogReader {
                 let why = if state.ended { "it ended" } else { "the time was up" };
                 let lines: Vec<_> = state.lines.iter().map(|line| format!("\n  {line}")).collect();
                 bail!(
-                    "expected `{needle}` in the device's log, but {why} after {} lines:{lines}",
-                    state.lines.len()
+                    "expected `{needle}` in the device's log, but {why} after {} lines:{}",
+                    lines.len(),
+                    lines.concat()
                 );
             }
             state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -115,7 +115,9 @@ fn sections_are_told_apart_by_memory_and_by_what_the_flash_stores() {
     let board = Board::find(BOARD).unwrap();
     let sections = sections::read(&board, &firmware::build(&board, "smoke").unwrap()).unwrap();
     let find = |name: &str| sections.iter().find(|section| section.name == name).unwrap();
-    for (name, memory, stored) in [(".text", "flash", true), (".bss", "ram", false), (".psram", "psram", false)] {
+    for (name, memory, stored) in
+        [(".text", "flash", true), (".bss", "ram", false), (".psram", "psram", false)]
+    {
         let section = find(name);
         assert_eq!((section.memory, section.flash_bytes), (memory, if stored { section.bytes } else { 0 }));
     }

@@ -38,7 +38,7 @@ mod thumb;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
 use portable as core_kernels;
 
-pub use layout::{Layout, encode, layout_len, read_row, write_row};
+pub use layout::{Layout, encode, layout_len};
 pub use quantize::quantize;
 
 /// Words of scratch that [`Packed`], [`PackedPair`], [`gemv`] and [`gemm2`] need for vectors of `k` codes.

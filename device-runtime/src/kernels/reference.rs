@@ -3,7 +3,7 @@
 //!
 //! Sums wrap. Within the documented limits they never do; beyond them a wrong sum is better than a panic on a device.
 
-use super::layout::decode_word;
+use rankpatch_format::layout::decode_dsp_word;
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     // Ranks that are common get a loop of constant length, which the compiler unrolls.
@@ -125,7 +125,7 @@ fn dot_blocks(blocks: &[[[i8; 4]; 4]], x: &[i8]) -> [i32; 4] {
     let mut sums = [0i32; 4];
     for (block, x) in blocks.iter().zip(groups) {
         for (sum, &word) in sums.iter_mut().zip(block) {
-            *sum = decode_word(word).iter().zip(x).fold(*sum, |sum, (&w, &x)| mul_add(sum, w, x));
+            *sum = decode_dsp_word(word).iter().zip(x).fold(*sum, |sum, (&w, &x)| mul_add(sum, w, x));
         }
     }
     sums

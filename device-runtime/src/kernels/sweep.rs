@@ -3,7 +3,7 @@
 
 use super::{
     Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len,
-    quantize, read_row, up_add, write_row,
+    quantize, up_add,
 };
 
 /// Every length up to here is tried: a little more than four times the widest step of any kernel.
@@ -109,11 +109,11 @@ fn matrix(
     found.count(rows_equal(codes, k, x0, acc0) && rows_equal(codes, k, x1, acc1));
 
     let row = random.below(out as u32) as usize;
-    read_row(layout, image, out, k, row, x0);
+    layout.read_row(image, k, row, x0);
     found.count(codes.chunks_exact(k).nth(row).is_some_and(|codes| codes == x0));
     random.fill(x1);
-    write_row(layout, image, out, k, row, x1);
-    read_row(layout, image, out, k, row, x0);
+    layout.write_row(image, k, row, x1);
+    layout.read_row(image, k, row, x0);
     found.count(x0 == x1);
 }
 
@@ -224,7 +224,7 @@ fn long_case(found: &mut Sweep, k: usize, w: i8, x: i8, bytes: &mut [i8], words:
         vector.fill(w);
         image.fill(0);
         for row in 0..out {
-            write_row(layout, image, out, k, row, vector);
+            layout.write_row(image, k, row, vector);
         }
         vector.fill(x);
         gemv(layout, image, out, k, vector, acc0, pack);

@@ -6,7 +6,7 @@ use std::vec;
 
 use super::reference::row_major_by;
 use super::sweep::{SWEEP_BYTES, SWEEP_LONG_BYTES, SWEEP_LONG_WORDS, SWEEP_WORDS, Sweep, sweep};
-use super::{Layout, down, encode, gemv, layout_len, pack_len, quantize, read_row, up_add, write_row};
+use super::{Layout, down, encode, gemv, layout_len, pack_len, quantize, up_add};
 
 #[test]
 fn kernels_equal_plain_loops_for_all_alignments_and_lengths() {
@@ -55,11 +55,11 @@ fn rows_survive_the_layouts_in_any_order_of_writing() {
     for layout in [Layout::RowMajor, Layout::Dsp4x4] {
         let mut image = [-1i8; 64];
         for row in [2, 0, 1] {
-            write_row(layout, &mut image, 3, 7, row, &codes[row * 7..][..7]);
+            layout.write_row(&mut image, 7, row, &codes[row * 7..][..7]);
         }
         for row in 0..3 {
             let mut back = [0i8; 7];
-            read_row(layout, &image, 3, 7, row, &mut back);
+            layout.read_row(&image, 7, row, &mut back);
             assert_eq!(back, codes[row * 7..][..7], "{layout:?} row {row}");
         }
     }
