@@ -4,6 +4,8 @@
 //! pure function of (seed, name, n), so the order in which streams are used does not matter, and the state to save is one
 //! integer. Floats are made with IEEE operations only, never with the platform's mathematical library.
 
+use crate::ops::math;
+
 /// SplitMix64's increment: the golden ratio in 64 bits.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -74,7 +76,7 @@ impl Rng {
             let (u, v) = (unit(self.next_u64()), unit(self.next_u64()));
             let s = u * u + v * v;
             if s > 0.0 && s < 1.0 {
-                return (u * (-2.0 * ln(s) / s).sqrt()) as f32;
+                return (u * (-2.0 * math::ln(s) / s).sqrt()) as f32;
             }
         }
     }
@@ -99,23 +101,6 @@ fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
-}
-
-/// Natural logarithm of a positive normal number, to about 1e-15, from IEEE operations only.
-fn ln(x: f64) -> f64 {
-    // x = m * 2^e with m in [sqrt(1/2), sqrt(2)).
-    let bits = x.to_bits();
-    let mut exponent = (bits >> 52) as i64 - 1023;
-    let mut m = f64::from_bits((bits & ((1 << 52) - 1)) | (1023 << 52));
-    if m > std::f64::consts::SQRT_2 {
-        m *= 0.5;
-        exponent += 1;
-    }
-    // ln m = 2 atanh(t) = 2 (t + t^3/3 + t^5/5 + ...), |t| <= 0.1716.
-    let t = (m - 1.0) / (m + 1.0);
-    let square = t * t;
-    let series = (0..11).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
-    exponent as f64 * std::f64::consts::LN_2 + 2.0 * t * series
 }
 
 #[cfg(test)]
@@ -193,14 +178,5 @@ mod tests {
         let values = Rng::new(1, "a").kaiming_uniform(64, 8 * 64);
         let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         assert!(largest <= 0.125 && largest > 0.12, "{largest}");
-    }
-
-    #[test]
-    fn own_logarithm_is_the_logarithm() {
-        let mut rng = Rng::new(9, "ln");
-        for _ in 0..10_000 {
-            let x = f64::from_bits(rng.next_u64() >> 2 | 1 << 60).min(1e300);
-            assert!((ln(x) - x.ln()).abs() <= 4e-15 * x.ln().abs().max(1.0), "ln {x}");
-        }
     }
 }

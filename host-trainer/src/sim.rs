@@ -146,7 +146,9 @@ impl Simulator {
         let attachment = match (adapter, &mut merged) {
             (None, _) => None,
             (Some(adapter), None) => Some(engine.attach(adapter)?),
-            (Some(adapter), Some(memory)) => Some(engine.attach_merged(adapter, bytemuck::cast_slice_mut(memory))?),
+            (Some(adapter), Some(memory)) => {
+                Some(engine.attach_merged(adapter, bytemuck::cast_slice_mut(memory))?)
+            }
         };
         run(&mut engine, attachment)
     }
@@ -224,7 +226,9 @@ impl Simulator {
     pub fn evaluate(&self, examples: &[Example]) -> Result<Metric> {
         let results = self.map(examples, |engine, example| match (&example.sequence, example.target) {
             (Sequence::Tokens(tokens), Target::Next { .. }) => Ok(Measured::Nats(text_nats(engine, tokens)?)),
-            (Sequence::Tokens(tokens), Target::Class(_)) => Ok(Measured::Outputs(engine.run_tokens(tokens)?.to_vec())),
+            (Sequence::Tokens(tokens), Target::Class(_)) => {
+                Ok(Measured::Outputs(engine.run_tokens(tokens)?.to_vec()))
+            }
             (Sequence::Features(rows), _) => Ok(Measured::Outputs(engine.run_features(rows)?.to_vec())),
         })?;
         let mut tally = Tally::new(metric_of(examples));
@@ -253,7 +257,12 @@ impl Simulator {
     /// # Errors
     /// [`Error::NoTokenizer`] if the base reads no text, [`Error::Batch`] if the adapter has a task head, [`Error::Runtime`]
     /// if the prompt does not fit.
-    pub fn generate(&self, prompt: &str, sampling: Sampling, mut token: impl FnMut(&[u8])) -> Result<Generated> {
+    pub fn generate(
+        &self,
+        prompt: &str,
+        sampling: Sampling,
+        mut token: impl FnMut(&[u8]),
+    ) -> Result<Generated> {
         let prompt = self.encode(prompt)?;
         let base = self.image.base()?;
         let tokenizer = base.tokenizer().ok_or_else(|| self.no_tokenizer())?;
@@ -344,4 +353,99 @@ fn text_nats(engine: &mut Engine<'_>, tokens: &[u16]) -> Result<f64> {
 fn words(bytes: usize) -> Vec<u128> {
     const { assert!(align_of::<u128>() >= ALIGN) };
     vec![0; bytes.div_ceil(size_of::<u128>())]
+}
+
+#[cfg(test)]
+mod tests {
+    use rankpatch_format::fixture;
+    use rankpatch_format::layout::Layout;
+
+    use super::*;
+
+    fn decoder(adapter: Option<Mode>) -> Simulator {
+        let network = fixture::decoder();
+        let simulator = Simulator::new(Image::build(&network, Layout::RowMajor, 5).unwrap()).unwrap();
+        let Some(mode) = adapter else { return simulator };
+        let data = fixture::adapter(&network, &[(0, 2), (6, 3)], None, 1.0, 1);
+        simulator.with_adapter(data.write().unwrap(), mode).unwrap()
+    }
+
+    fn sequences() -> Vec<Vec<u16>> {
+        (1..=17u16).map(|len| (0..len).map(|at| 1 + (at * 31 + len * 7) % 250).collect()).collect()
+    }
+
+    #[test]
+    fn results_are_in_order_for_any_number_of_threads() {
+        let simulator = decoder(Some(Mode::Streamed));
+        let logits = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| simulator.logits(&sequences()).unwrap())
+        };
+        let one = logits(1);
+        assert_eq!(one, logits(3));
+        let vocab_size = simulator.base().unwrap().vocab_size() as usize;
+        for (sequence, logits) in sequences().iter().zip(&one) {
+            assert_eq!(logits.len(), sequence.len() * vocab_size);
+            let output = simulator.outputs(&[Input::Tokens(sequence)]).unwrap().remove(0);
+            assert_eq!(output, logits[logits.len() - vocab_size..], "one pass or many");
+        }
+        assert!(simulator.map(&[] as &[u8], |_, _| Ok(())).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_likelihood_is_the_sum_over_the_tokens_after_the_first() {
+        let simulator = decoder(None);
+        let vocab_size = simulator.base().unwrap().vocab_size() as usize;
+        let logits = simulator.logits(&sequences()).unwrap();
+        let found = simulator.negative_log_likelihoods(&sequences()).unwrap();
+        for ((sequence, logits), found) in sequences().iter().zip(&logits).zip(found) {
+            let mut expected = 0.0;
+            for (row, target) in logits.chunks(vocab_size).zip(&sequence[1..]) {
+                let total: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+                expected -= (f64::from(row[usize::from(*target)]).exp() / total).ln();
+            }
+            assert!((found - expected).abs() < 1e-9 * expected.max(1.0), "{found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn the_adapter_changes_outputs_and_without_it_they_are_back() {
+        let (plain, streamed, merged) =
+            (decoder(None), decoder(Some(Mode::Streamed)), decoder(Some(Mode::Merged)));
+        let output = |simulator: &Simulator| simulator.outputs(&[Input::Tokens(&[1, 9, 70, 8])]).unwrap();
+        assert_ne!(output(&plain), output(&streamed));
+        assert_ne!(output(&streamed), output(&merged), "merging rounds");
+        assert_eq!(output(&plain), output(&streamed.clone().without_adapter()));
+        assert_eq!(streamed.self_test_digest().unwrap(), merged.self_test_digest().unwrap());
+        assert!(matches!(
+            plain.self_test_digest(),
+            Err(Error::Runtime(rankpatch_runtime::Error::NothingActive))
+        ));
+        let copied = |simulator: &Simulator| {
+            simulator
+                .attached_session(|_, attachment| Ok(attachment.map(|a| a.weight_bytes_copied > 0)))
+                .unwrap()
+        };
+        assert_eq!([copied(&plain), copied(&streamed), copied(&merged)], [None, Some(false), Some(true)]);
+    }
+
+    #[test]
+    fn heads_of_any_size_get_an_arena() {
+        let network = fixture::encoder();
+        let simulator = Simulator::new(Image::build(&network, Layout::RowMajor, 1).unwrap()).unwrap();
+        let data = fixture::adapter(&network, &[(0, 1)], Some(300), 1.0, 2);
+        let simulator = simulator.with_adapter(data.write().unwrap(), Mode::Streamed).unwrap();
+        assert_eq!(simulator.outputs(&[Input::Features(&[0.5; 27])]).unwrap()[0].len(), 300);
+        let error = simulator.generate("a", Sampling { max_tokens: 1, temperature: 0.0, seed: 1 }, |_| {});
+        assert!(matches!(error, Err(Error::NoTokenizer { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_text_is_not_continued_with_the_outputs_of_a_head() {
+        let network = fixture::decoder();
+        let data = fixture::adapter(&network, &[], Some(4), 1.0, 2);
+        let simulator = decoder(None).with_adapter(data.write().unwrap(), Mode::Streamed).unwrap();
+        let error = simulator.generate("a", Sampling { max_tokens: 1, temperature: 0.0, seed: 1 }, |_| {});
+        assert!(error.unwrap_err().to_string().contains("expected one without a task head"));
+    }
 }

@@ -57,7 +57,9 @@ impl Target {
     fn layout(self) -> Layout {
         match self {
             Self::CortexM4 | Self::CortexM7 | Self::CortexM33 => Layout::Dsp4x4,
-            Self::CortexM0 | Self::CortexM3 | Self::CortexM55 | Self::Riscv32 | Self::Host => Layout::RowMajor,
+            Self::CortexM0 | Self::CortexM3 | Self::CortexM55 | Self::Riscv32 | Self::Host => {
+                Layout::RowMajor
+            }
         }
     }
 }

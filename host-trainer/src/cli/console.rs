@@ -90,13 +90,16 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let width = |column: usize| {
+            self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+        };
         let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         for row in &self.rows {
             let mut line = String::new();
             for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 line += if column == 0 { "" } else { "  " };
-                line += &if column < self.left { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
+                line +=
+                    &if column < self.left { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -113,7 +116,8 @@ pub fn fields(fields: &[(&str, String)]) -> String {
 /// A count with a comma between groups of three digits.
 pub fn grouped(count: impl TryInto<u64>) -> String {
     let digits = count.try_into().unwrap_or(u64::MAX).to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
     groups.join(",")
 }
 
@@ -126,9 +130,13 @@ mod tests {
         let mut table = Table::new(1, &["site", "rank", "bytes"]);
         table.row(&[&"layers.0.attn.q", &8, &grouped(1024u32)]);
         table.row(&[&"ü", &16, &grouped(7u32)]);
-        let expected = "site             rank  bytes\nlayers.0.attn.q     8  1,024\nü                  16      7\n";
+        let expected =
+            "site             rank  bytes\nlayers.0.attn.q     8  1,024\nü                  16      7\n";
         assert_eq!(table.to_string(), expected);
         assert_eq!(fields(&[("a", "1".into()), ("bcd", "2".into())]), "a    1\nbcd  2\n");
-        assert_eq!([grouped(0u8), grouped(999u32), grouped(1_234_567_890_123u64)], ["0", "999", "1,234,567,890,123"]);
+        assert_eq!(
+            [grouped(0u8), grouped(999u32), grouped(1_234_567_890_123u64)],
+            ["0", "999", "1,234,567,890,123"]
+        );
     }
 }

@@ -11,12 +11,13 @@ use serde::Serialize;
 use super::console::{Console, Format, Table, fields, grouped};
 use super::exit::{At as _, BAD_INPUT, Failure, Outcome};
 use super::features::Source;
+use super::labels;
 use super::progress::Bar;
 use super::sim::{Answer, SamplingArgs};
 use crate::Error;
 use crate::client::{
-    Activated, Active, Address, ClientError, Device, Generated, Info, Options, Output, Sampling, Slot, Statistics,
-    Transport, Upload, mode_name,
+    Activated, Active, Address, ClientError, Device, Generated, Info, Options, Output, Sampling, Slot,
+    Statistics, Transport, Upload, mode_name,
 };
 
 /// The device behind an open port.
@@ -75,6 +76,9 @@ enum Verb {
         text: Option<String>,
         #[command(flatten)]
         source: Source,
+        /// Name the outputs as this adapter or base does
+        #[arg(long, value_name = "FILE")]
+        labels: Option<PathBuf>,
     },
     /// Continues a text
     Generate {
@@ -165,7 +169,10 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
                 format!("self-test passed: digest {:#018x}, {} ticks\n", tested.digest, grouped(tested.ticks))
             })
         }
-        Verb::Run { text, source } => self::run_once(args, text.as_deref(), source, console),
+        Verb::Run { text, source, labels } => {
+            let labels = labels.as_ref().map_or(Ok(Vec::new()), |path| labels::read(path))?;
+            self::run_once(args, text.as_deref(), source, labels, console)
+        }
         Verb::Generate { prompt, sampling } => generate(args, prompt, *sampling, console),
         Verb::Stats => console.print(format, &connect(args)?.statistics()?, statistics_text),
         Verb::Remove { slot } => {
@@ -203,9 +210,11 @@ fn find_slot(device: &mut Port, name: &SlotName) -> Outcome<u8> {
         SlotName::Task(task) => task,
     };
     let slots = device.slots()?;
-    let adapters = || slots.iter().filter_map(|slot| slot.adapter.as_ref().map(|adapter| (slot.slot, adapter)));
+    let adapters =
+        || slots.iter().filter_map(|slot| slot.adapter.as_ref().map(|adapter| (slot.slot, adapter)));
     // Of several versions of a task the newest is meant.
-    let newest = adapters().filter(|(_, adapter)| adapter.task == *task).max_by_key(|(_, adapter)| adapter.sequence);
+    let newest =
+        adapters().filter(|(_, adapter)| adapter.task == *task).max_by_key(|(_, adapter)| adapter.sequence);
     newest.map(|(slot, _)| slot).ok_or_else(|| {
         let tasks: Vec<&str> = adapters().map(|(_, adapter)| adapter.task.as_str()).collect();
         let found = if tasks.is_empty() { "no adapters".into() } else { tasks.join(", ") };
@@ -285,8 +294,12 @@ fn check_fit(path: &Path, preview: &Preview<'_>, info: &Info) -> Outcome {
     }
     let (most, found) = (info.slot_bytes, preview.file.len());
     if found > most as usize {
-        let error = anyhow::anyhow!("the file does not fit into a slot: expected at most {most} bytes, found {found}");
-        return Err(Failure::new(BAD_INPUT, error).at(path).hint("a lower rank or fewer target_modules make it smaller"));
+        let error = anyhow::anyhow!(
+            "the file does not fit into a slot: expected at most {most} bytes, found {found}"
+        );
+        return Err(Failure::new(BAD_INPUT, error)
+            .at(path)
+            .hint("a lower rank or fewer target_modules make it smaller"));
     }
     Ok(())
 }
@@ -309,7 +322,13 @@ struct RunAnswer {
     ticks: u64,
 }
 
-fn run_once(args: &Args, text: Option<&str>, source: &Source, console: &mut Console<'_>) -> Outcome {
+fn run_once(
+    args: &Args,
+    text: Option<&str>,
+    source: &Source,
+    labels: Vec<String>,
+    console: &mut Console<'_>,
+) -> Outcome {
     let features = source.read()?;
     let mut device = connect(args)?;
     let Output { values, ticks, .. } = match (text, features) {
@@ -322,7 +341,12 @@ fn run_once(args: &Args, text: Option<&str>, source: &Source, console: &mut Cons
         }
         (None, None) => return Err(Failure::usage("expected --text or --features, found none")),
     };
-    let answer = RunAnswer { answer: Answer::new(values, Vec::new()), ticks };
+    if !labels.is_empty() && labels.len() != values.len() {
+        let (expected, found) = (values.len(), labels.len());
+        let error = anyhow::anyhow!("the names do not fit the output: expected {expected}, found {found}");
+        return Err(Failure::new(BAD_INPUT, error).hint("name the adapter that is applied"));
+    }
+    let answer = RunAnswer { answer: Answer::new(values, labels), ticks };
     console.print(args.format, &answer, |answer| {
         answer.answer.text() + &fields(&[("ticks ", grouped(answer.ticks))])
     })
@@ -359,7 +383,10 @@ fn info_text(info: &Info) -> String {
         ("base", format!("{} ({} sites)", info.base, info.n_sites)),
         ("id", info.base_id.to_string()),
         ("slots", format!("{} of {} bytes", info.n_slots, grouped(info.slot_bytes))),
-        ("arena", format!("{} bytes, {} needed", grouped(info.arena_bytes), grouped(info.arena_bytes_needed))),
+        (
+            "arena",
+            format!("{} bytes, {} needed", grouped(info.arena_bytes), grouped(info.arena_bytes_needed)),
+        ),
         ("applied", active),
     ])
 }
@@ -384,10 +411,21 @@ fn slots_text(slots: &[Slot]) -> String {
 
 fn pushed_text(pushed: &Pushed) -> String {
     let Pushed { payload_bytes, file_bytes, wire_bytes, seconds, upload, activation } = pushed;
-    let resumed = if upload.resumed_at > 0 { format!(", resumed at {}", grouped(upload.resumed_at)) } else { String::new() };
-    let repeated = if upload.repeated_chunks > 0 { format!(", {} repeated", upload.repeated_chunks) } else { String::new() };
+    let resumed = if upload.resumed_at > 0 {
+        format!(", resumed at {}", grouped(upload.resumed_at))
+    } else {
+        String::new()
+    };
+    let repeated = if upload.repeated_chunks > 0 {
+        format!(", {} repeated", upload.repeated_chunks)
+    } else {
+        String::new()
+    };
     let text = fields(&[
-        ("slot", format!("{} ({}, sequence {})", upload.slot, upload.installed.task, upload.installed.sequence)),
+        (
+            "slot",
+            format!("{} ({}, sequence {})", upload.slot, upload.installed.task, upload.installed.sequence),
+        ),
         ("payload", format!("{} bytes", grouped(*payload_bytes))),
         ("file", format!("{} bytes", grouped(*file_bytes))),
         (
@@ -406,7 +444,10 @@ fn pushed_text(pushed: &Pushed) -> String {
 
 fn statistics_text(statistics: &Statistics) -> String {
     fields(&[
-        ("frames", format!("{} accepted, {} refused", grouped(statistics.frames), grouped(statistics.bad_frames))),
+        (
+            "frames",
+            format!("{} accepted, {} refused", grouped(statistics.frames), grouped(statistics.bad_frames)),
+        ),
         ("rows run", format!("{} in {} ticks", grouped(statistics.rows), grouped(statistics.run_ticks))),
         ("installed", grouped(statistics.installs)),
         ("activated", grouped(statistics.activations)),

@@ -64,9 +64,13 @@ struct Evaluated {
 
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     if args.merged && args.on == On::Float {
-        return Err(Failure::usage("--merged is about the device's code: expected --on device-code, found --on float"));
+        return Err(Failure::usage(
+            "--merged is about the device's code: expected --on device-code, found --on float",
+        ));
     }
-    let path = |path: &Option<PathBuf>, key: &str| path.as_ref().map(|path| (key.to_owned(), path.display().to_string()));
+    let path = |path: &Option<PathBuf>, key: &str| {
+        path.as_ref().map(|path| (key.to_owned(), path.display().to_string()))
+    };
     let overrides: Vec<_> = path(&args.base, "base").into_iter().chain(path(&args.data, "data")).collect();
     let config = TrainConfig::load(&args.task, &overrides)?;
     let base = load_base(&config.base)?;
@@ -112,8 +116,14 @@ fn check_head(adapter: Option<&LoadedAdapter>, data: &TaskData) -> Outcome {
     if expected == found {
         return Ok(());
     }
-    let error = anyhow::anyhow!("the adapter's head does not fit the task: expected {expected} classes, found {found}");
-    let hint = if adapter.is_none() { "name an adapter with --adapter" } else { "is it the adapter of another task?" };
+    let error = anyhow::anyhow!(
+        "the adapter's head does not fit the task: expected {expected} classes, found {found}"
+    );
+    let hint = if adapter.is_none() {
+        "name an adapter with --adapter"
+    } else {
+        "is it the adapter of another task?"
+    };
     Err(Failure::new(BAD_INPUT, error).hint(hint))
 }
 

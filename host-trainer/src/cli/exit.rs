@@ -92,7 +92,9 @@ impl From<rankpatch_format::Error> for Failure {
     fn from(error: rankpatch_format::Error) -> Self {
         use rankpatch_format::Error as E;
         let hint = match error {
-            E::WrongBase { .. } => Some("an adapter runs only on the base that it was trained for; `rankpatch inspect` shows both"),
+            E::WrongBase { .. } => Some(
+                "an adapter runs only on the base that it was trained for; `rankpatch inspect` shows both",
+            ),
             E::Corrupt { .. } | E::Truncated { .. } => Some("copy or build the file again"),
             E::BadMagic { .. } => Some("bases end in .rpb, adapters in .rpa"),
             _ => None,
@@ -107,8 +109,9 @@ impl From<rankpatch_runtime::Error> for Failure {
         match error {
             E::Format(error) => error.into(),
             E::SelfTestFailed { .. } => Self::new(FAILURE, error),
-            E::WrongInput { .. } => Self::new(BAD_INPUT, error)
-                .hint("use --text or --prompt for a base that reads text, --features for one that reads signals"),
+            E::WrongInput { .. } => Self::new(BAD_INPUT, error).hint(
+                "use --text or --prompt for a base that reads text, --features for one that reads signals",
+            ),
             _ => Self::new(BAD_INPUT, error),
         }
     }

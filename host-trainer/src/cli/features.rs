@@ -52,29 +52,42 @@ impl Source {
 
     /// One clip of the tensor in a safetensors file.
     fn clip(&self, bytes: &[u8]) -> Result<Features, String> {
-        let file = SafeTensors::deserialize(bytes).map_err(|error| format!("expected safetensors, found {error}"))?;
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|error| format!("expected safetensors, found {error}"))?;
         let names = file.names();
         let name = match names.as_slice() {
             [only] => only,
             _ => "features",
         };
         let tensor = file.tensor(name).map_err(|_| {
-            format!("expected one tensor or one with the name features, found {}: {}", names.len(), names.join(", "))
+            format!(
+                "expected one tensor or one with the name features, found {}: {}",
+                names.len(),
+                names.join(", ")
+            )
         })?;
         let (clips, rows, width) = match *tensor.shape() {
             [rows, width] => (1, rows, width),
             [clips, rows, width] => (clips, rows, width),
-            _ => return Err(format!("{name}: expected [rows, width] or [clips, rows, width], found {:?}", tensor.shape())),
+            _ => {
+                return Err(format!(
+                    "{name}: expected [rows, width] or [clips, rows, width], found {:?}",
+                    tensor.shape()
+                ));
+            }
         };
         if self.index >= clips {
             return Err(format!("{name}: expected --index below {clips}, found {}", self.index));
         }
         let range = self.index * rows * width..(self.index + 1) * rows * width;
         let values = match tensor.dtype() {
-            Dtype::F32 => tensor.data().as_chunks().0[range].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-            Dtype::F16 => {
-                tensor.data().as_chunks().0[range].iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect()
+            Dtype::F32 => {
+                tensor.data().as_chunks().0[range].iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
             }
+            Dtype::F16 => tensor.data().as_chunks().0[range]
+                .iter()
+                .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
+                .collect(),
             other => return Err(format!("{name}: expected f32 or f16, found {other:?}")),
         };
         self.shaped(values, u32::try_from(rows).ok())

@@ -32,7 +32,9 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let magic = bytes.first_chunk::<3>();
     if magic == Some(&rankpatch_format::base::MAGIC) {
         if args.base.is_some() {
-            return Err(Failure::usage("--base goes with an adapter: expected an .rpa file, found a base image"));
+            return Err(Failure::usage(
+                "--base goes with an adapter: expected an .rpa file, found a base image",
+            ));
         }
         let image = Image::new(&bytes);
         let report = base::report(&args.file, &image, &image.base().at(&args.file)?);
@@ -46,7 +48,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         return report.check(&args.file);
     }
     let found = bytes.get(..3).unwrap_or(&bytes).escape_ascii().to_string();
-    let error = anyhow::anyhow!("unknown kind of file: expected one that starts with RPB or RPA, found \"{found}\"");
+    let error =
+        anyhow::anyhow!("unknown kind of file: expected one that starts with RPB or RPA, found \"{found}\"");
     Err(Failure::new(BAD_INPUT, error).at(&args.file))
 }
 
@@ -81,7 +84,9 @@ impl Compared {
         }
         let Self { what, stated, computed, .. } = self;
         let error = anyhow::anyhow!("{what} does not fit the content: expected {stated}, found {computed}");
-        Err(Failure::new(BAD_INPUT, error).at(path).hint("the file was written by another release or by hand"))
+        Err(Failure::new(BAD_INPUT, error)
+            .at(path)
+            .hint("the file was written by another release or by hand"))
     }
 }
 
@@ -97,7 +102,8 @@ struct Section {
 fn sections(total: usize, parts: &[(&'static str, usize)]) -> Vec<Section> {
     let used: usize = parts.iter().map(|(_, bytes)| bytes).sum();
     let padding = ("padding", total.saturating_sub(used));
-    let section = |&(name, bytes): &(&'static str, usize)| Section { name, bytes, percent: percent(bytes, total) };
+    let section =
+        |&(name, bytes): &(&'static str, usize)| Section { name, bytes, percent: percent(bytes, total) };
     parts.iter().chain([&padding]).filter(|(_, bytes)| *bytes > 0).map(section).collect()
 }
 

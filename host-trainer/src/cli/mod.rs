@@ -9,6 +9,7 @@ mod eval;
 pub mod exit;
 mod features;
 mod inspect;
+mod labels;
 mod progress;
 mod sim;
 mod task;
@@ -61,7 +62,10 @@ pub fn run<I: IntoIterator<Item: Into<OsString> + Clone>>(arguments: I, console:
     }
 }
 
-fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(arguments: I, console: &mut Console<'_>) -> Outcome {
+fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
+    arguments: I,
+    console: &mut Console<'_>,
+) -> Outcome {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => return Ok(write!(console.out, "{}", error.render())?),

@@ -92,7 +92,8 @@ impl Reporter for Shown<'_, '_> {
         }
         match event {
             Event::Started { task, base, sites, trained, examples, test_examples, first_step, steps } => {
-                let from = if *first_step > 0 { format!(", going on at step {first_step}") } else { String::new() };
+                let from =
+                    if *first_step > 0 { format!(", going on at step {first_step}") } else { String::new() };
                 self.line(&format!(
                     "training {task} on {base}: {sites} sites, {} numbers, {} examples, {} to measure{from}",
                     grouped(*trained as u64),
@@ -127,7 +128,10 @@ impl Reporter for Shown<'_, '_> {
                 }
             },
             Event::Evaluated { step, metric } => {
-                self.line(&format!("step {step}: {} {:.4} on {} examples", metric.name, metric.value, metric.examples));
+                self.line(&format!(
+                    "step {step}: {} {:.4} on {} examples",
+                    metric.name, metric.value, metric.examples
+                ));
             }
             Event::Saved { step } => self.line(&format!("step {step}: checkpoint written")),
             Event::Finished { steps, loss, seconds } => {

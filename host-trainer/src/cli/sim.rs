@@ -128,7 +128,9 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
 
 /// Refuses features whose stated rows are not as wide as the base reads them.
 fn check_shape(features: &Features, simulator: &Simulator) -> Outcome {
-    let (Op::Features { width }, Some(rows)) = (simulator.base()?.input(), features.rows) else { return Ok(()) };
+    let (Op::Features { width }, Some(rows)) = (simulator.base()?.input(), features.rows) else {
+        return Ok(());
+    };
     let (expected, found) = (u64::from(width) * u64::from(rows), features.values.len() as u64);
     if expected == found {
         return Ok(());
@@ -160,7 +162,8 @@ fn setup(simulator: &Simulator, mode: Mode) -> Outcome<Setup> {
 fn labels(simulator: &Simulator) -> Outcome<Vec<String>> {
     let base = simulator.base()?;
     let adapter = simulator.adapter()?;
-    let names = adapter.as_ref().and_then(|adapter| adapter.head()).map_or(base.labels(), |head| head.labels());
+    let names =
+        adapter.as_ref().and_then(|adapter| adapter.head()).map_or(base.labels(), |head| head.labels());
     Ok(names.map(str::to_owned).collect())
 }
 
@@ -186,7 +189,11 @@ fn generate(
     if let Some(error) = failed {
         return Err(error.into());
     }
-    console.note(&format!("\n{} tokens, digest {digest:#018x}, arena {} bytes", ids.len(), grouped(setup.arena_bytes)));
+    console.note(&format!(
+        "\n{} tokens, digest {digest:#018x}, arena {} bytes",
+        ids.len(),
+        grouped(setup.arena_bytes)
+    ));
     let text = String::from_utf8_lossy(&text).into_owned();
     let digest = format!("{digest:#018x}");
     let continued = Continued { setup, prompt, text, ids: &ids, digest };
@@ -205,10 +212,17 @@ impl Answer {
         const SHOWN: usize = 12;
         let mut order: Vec<usize> = (0..self.values.len()).collect();
         order.sort_by(|a, b| self.values[*b].total_cmp(&self.values[*a]).then(a.cmp(b)));
-        let mut table = Table::new(1, &["label", "output", "value"]);
+        let mut table = if self.labels.is_empty() {
+            Table::new(0, &["output", "value"])
+        } else {
+            Table::new(1, &["label", "output", "value"])
+        };
         for index in order.iter().take(SHOWN) {
-            let label = self.labels.get(*index).map_or("-", String::as_str);
-            table.row(&[&label, index, &format!("{:.4}", self.values[*index])]);
+            let value = format!("{:.4}", self.values[*index]);
+            match self.labels.get(*index) {
+                Some(label) => table.row(&[label, index, &value]),
+                None => table.row(&[index, &value]),
+            }
         }
         let rest = self.values.len().saturating_sub(SHOWN);
         let more = if rest > 0 { format!("and {rest} more\n") } else { String::new() };

@@ -22,7 +22,8 @@ pub(super) struct Overrides(pub(super) Vec<(String, String)>);
 
 impl FromArgMatches for Overrides {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
-        let given = TrainConfig::keys().filter_map(|(key, _)| Some((key.to_owned(), matches.get_one::<String>(key)?.clone())));
+        let given = TrainConfig::keys()
+            .filter_map(|(key, _)| Some((key.to_owned(), matches.get_one::<String>(key)?.clone())));
         Ok(Self(given.collect()))
     }
 
@@ -34,13 +35,19 @@ impl FromArgMatches for Overrides {
 
 impl Args for Overrides {
     fn augment_args(command: Command) -> Command {
-        command.next_help_heading("Configuration (overrides the task's file)").args(TrainConfig::keys().map(|(key, expected)| {
-            let alias = TrainConfig::aliases().find(|(name, _)| *name == key).map(|(_, alias)| alias);
-            let names = [Some(key), alias].into_iter().flatten();
-            // With dashes as options are written, with underscores as keys are.
-            let names = names.flat_map(|name| [name.replace('_', "-"), name.to_owned()]);
-            Arg::new(key).long(key.replace('_', "-")).aliases(names.skip(1)).value_name("VALUE").help(expected)
-        }))
+        command.next_help_heading("Configuration (overrides the task's file)").args(TrainConfig::keys().map(
+            |(key, expected)| {
+                let alias = TrainConfig::aliases().find(|(name, _)| *name == key).map(|(_, alias)| alias);
+                let names = [Some(key), alias].into_iter().flatten();
+                // With dashes as options are written, with underscores as keys are.
+                let names = names.flat_map(|name| [name.replace('_', "-"), name.to_owned()]);
+                Arg::new(key)
+                    .long(key.replace('_', "-"))
+                    .aliases(names.skip(1))
+                    .value_name("VALUE")
+                    .help(expected)
+            },
+        ))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

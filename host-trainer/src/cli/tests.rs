@@ -100,7 +100,8 @@ impl Fixture {
 fn tested(network: &Network, sites: &[(u16, usize)], head: Option<usize>) -> Vec<u8> {
     let data = fixture::adapter(network, sites, head, 1.0, 3);
     let image = Image::build(network, Layout::RowMajor, 1).unwrap();
-    let simulator = Simulator::new(image).unwrap().with_adapter(data.write().unwrap(), Mode::Streamed).unwrap();
+    let simulator =
+        Simulator::new(image).unwrap().with_adapter(data.write().unwrap(), Mode::Streamed).unwrap();
     let mut data: AdapterData = data;
     data.self_test.digest = simulator.self_test_digest().unwrap();
     data.write().unwrap()
@@ -114,7 +115,9 @@ fn f32_file(values: &[f32]) -> Vec<u8> {
 #[test]
 fn help_and_version_are_results() {
     let help = rankpatch("--help").text();
-    for expected in ["base", "train", "eval", "inspect", "sim", "device", "Exit codes:", "4  the device refused"] {
+    for expected in
+        ["base", "train", "eval", "inspect", "sim", "device", "Exit codes:", "4  the device refused"]
+    {
         assert!(help.contains(expected), "{expected} is not in {help}");
     }
     assert_eq!(rankpatch("--version").text(), format!("rankpatch {}\n", env!("CARGO_PKG_VERSION")));
@@ -134,7 +137,8 @@ fn wrong_command_lines_are_usage_errors() {
     rankpatch("sim --base b.rpb --prompt x --text y").fails(exit::USAGE, "cannot be used with");
     rankpatch("device info").fails(exit::USAGE, "--port is missing: expected tcp:HOST:PORT or PATH[@BAUD]");
     rankpatch("device info --port tcp:nowhere").fails(exit::USAGE, "expected tcp:HOST:PORT or PATH[@BAUD]");
-    rankpatch("eval --task t.toml --adapter a.rpa --on float --merged").fails(exit::USAGE, "--on device-code");
+    rankpatch("eval --task t.toml --adapter a.rpa --on float --merged")
+        .fails(exit::USAGE, "--on device-code");
 }
 
 #[test]

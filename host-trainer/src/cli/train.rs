@@ -112,7 +112,8 @@ fn finish(
     peft::write(adapter, &network.name, &peft_path).map_err(failed)?;
 
     let test = &trainer.data().test;
-    let Metric { name, value: adapter_float, examples } = evaluate_float(trainer.model(), Some(adapter), test)?;
+    let Metric { name, value: adapter_float, examples } =
+        evaluate_float(trainer.model(), Some(adapter), test)?;
     let plain = Simulator::new(image.clone())?;
     let alone = if adapter.head.is_none() { Some(plain.evaluate(test)?.value) } else { None };
     let patched = plain.with_adapter(exported.file.clone(), Mode::Streamed)?;
@@ -145,8 +146,20 @@ fn text(summary: &Summary) -> String {
         ("task", summary.task.clone()),
         ("base", format!("{} ({})", summary.base, summary.base_id)),
         ("sites", format!("{}, rank {}, alpha {}", summary.sites, summary.rank, summary.alpha)),
-        ("file", format!("{} bytes, payload {}", grouped(summary.adapter_file_bytes), grouped(summary.payload_bytes))),
-        (name, format!("base {base}, adapter in float {adapter_float:.4}, on the device {adapter_device:.4} ({examples} examples)")),
+        (
+            "file",
+            format!(
+                "{} bytes, payload {}",
+                grouped(summary.adapter_file_bytes),
+                grouped(summary.payload_bytes)
+            ),
+        ),
+        (
+            name,
+            format!(
+                "base {base}, adapter in float {adapter_float:.4}, on the device {adapter_device:.4} ({examples} examples)"
+            ),
+        ),
         ("trained in", format!("{:.1} s", summary.training_seconds)),
         ("adapter", summary.adapter.display().to_string()),
         ("PEFT", summary.peft.display().to_string()),

@@ -96,7 +96,9 @@ pub enum ClientError {
         found: u32,
     },
     /// No slot can take an upload.
-    #[error("no slot is free: expected an empty slot or one with task \"{task}\" that is not active, found {n_slots} others")]
+    #[error(
+        "no slot is free: expected an empty slot or one with task \"{task}\" that is not active, found {n_slots} others"
+    )]
     NoFreeSlot {
         /// The task of the adapter to be uploaded.
         task: String,
@@ -139,8 +141,12 @@ impl ClientError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Open { .. } => Some("is the device connected (or the emulator running), and is the port not in use?"),
-            Self::NoAnswer { .. } => Some("does the device run Rankpatch firmware at this baud rate? try a longer --timeout"),
+            Self::Open { .. } => {
+                Some("is the device connected (or the emulator running), and is the port not in use?")
+            }
+            Self::NoAnswer { .. } => {
+                Some("does the device run Rankpatch firmware at this baud rate? try a longer --timeout")
+            }
             Self::Io { .. } => Some("an interrupted push goes on where it stopped when you repeat it"),
             Self::Refused { refusal, .. } => refusal.hint(),
             Self::NoFreeSlot { .. } => Some("remove an adapter, or name the slot to overwrite with --slot"),
@@ -215,8 +221,12 @@ impl Refusal {
             C::NothingActive | C::EmptySlot | C::NoSuchSlot => {
                 Some("`rankpatch device list` shows what is in the slots")
             }
-            C::WrongInput => Some("use --text for a network that reads text, --features for one that reads signals"),
-            C::SelfTestFailed => Some("the adapter that was applied before is applied again; is the firmware current?"),
+            C::WrongInput => {
+                Some("use --text for a network that reads text, --features for one that reads signals")
+            }
+            C::SelfTestFailed => {
+                Some("the adapter that was applied before is applied again; is the firmware current?")
+            }
             C::Corrupt | C::Incomplete => Some("push the file again"),
             C::UnknownMessage | C::UnknownVersion => Some("are firmware and host of the same release?"),
             C::NoBase => Some("write the base image to the device's base partition"),

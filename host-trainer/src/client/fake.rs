@@ -7,8 +7,8 @@ use std::time::Instant;
 use rankpatch_format::adapter::{Preview, SelfTest};
 use rankpatch_format::digest::Digest;
 use rankpatch_format::link::{
-    self, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request, Response,
-    SlotInfo,
+    self, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request,
+    Response, SlotInfo,
 };
 use rankpatch_format::write::{AdapterData, PatchData};
 use rankpatch_format::{BaseId, crc32};
@@ -138,7 +138,9 @@ impl Fake {
                 },
             ),
             Request::Slot { slot } => {
-                let Some(at) = slot_of(slot) else { return self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into()) };
+                let Some(at) = slot_of(slot) else {
+                    return self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into());
+                };
                 let file = self.slots[at].clone();
                 let preview = file.as_deref().map(|file| Preview::new(file).unwrap());
                 let adapter = preview.as_ref().map(|preview| SlotInfo {
@@ -151,14 +153,17 @@ impl Fake {
                 self.answer(id, &Response::Slot { slot, adapter });
             }
             Request::Begin { slot, len, crc } => {
-                let Some(at) = slot_of(slot) else { return self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into()) };
+                let Some(at) = slot_of(slot) else {
+                    return self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into());
+                };
                 if self.active.is_some_and(|(active, _)| active == slot) {
                     return self.refuse(id, ErrorCode::SlotActive, 0, slot.into());
                 }
                 if len > SLOT_BYTES {
                     return self.refuse(id, ErrorCode::BufferTooSmall, len, SLOT_BYTES);
                 }
-                let same = |partial: &Partial| (partial.slot, partial.len, partial.crc) == (slot, len as usize, crc);
+                let same =
+                    |partial: &Partial| (partial.slot, partial.len, partial.crc) == (slot, len as usize, crc);
                 if !self.partial.as_ref().is_some_and(same) {
                     self.partial = Some(Partial { slot, crc, file: Vec::new(), len: len as usize });
                     self.slots[at] = None;
@@ -192,7 +197,10 @@ impl Fake {
                 match Preview::new(&file) {
                     Err(error) => return self.answer(id, &error.into()),
                     Ok(preview) if preview.body.base_id != BASE => {
-                        let error = rankpatch_format::Error::WrongBase { expected: BASE, found: preview.body.base_id };
+                        let error = rankpatch_format::Error::WrongBase {
+                            expected: BASE,
+                            found: preview.body.base_id,
+                        };
                         return self.answer(id, &error.into());
                     }
                     Ok(_) => self.slots[usize::from(partial.slot)] = Some(file),
@@ -210,10 +218,13 @@ impl Fake {
                 }
                 self.active = Some((slot, mode));
                 let weight_bytes_copied = if mode == Mode::Merged { 80 } else { 0 };
-                let response = Response::Activated { n_patches: 1, weight_bytes_copied, ticks: 5, digest: u64::MAX };
+                let response =
+                    Response::Activated { n_patches: 1, weight_bytes_copied, ticks: 5, digest: u64::MAX };
                 self.answer(id, &response);
             }
-            Request::Detach if self.active.take().is_none() => self.refuse(id, ErrorCode::NothingActive, 1, 0),
+            Request::Detach if self.active.take().is_none() => {
+                self.refuse(id, ErrorCode::NothingActive, 1, 0)
+            }
             Request::SelfTest if self.active.is_none() => self.refuse(id, ErrorCode::NothingActive, 1, 0),
             Request::Detach => self.answer(id, &Response::Done),
             Request::SelfTest => self.answer(id, &Response::Tested { digest: u64::MAX, ticks: 9 }),
@@ -265,7 +276,10 @@ impl Fake {
 
     fn part(&mut self, id: u8, offset: usize) {
         let output = self.output.clone();
-        let argmax = output.iter().enumerate().fold(0, |best, (at, value)| if *value > output[best] { at } else { best });
+        let argmax = output
+            .iter()
+            .enumerate()
+            .fold(0, |best, (at, value)| if *value > output[best] { at } else { best });
         let part = output[offset.min(output.len())..].iter().take(MAX_DATA_BYTES / 4);
         let values: Vec<u8> = part.flat_map(|value| value.to_le_bytes()).collect();
         let response = Response::Output {

@@ -20,11 +20,14 @@ use std::time::{Duration, Instant};
 use rankpatch_format::Error as FormatError;
 use rankpatch_format::digest::Digest;
 use rankpatch_format::link::{
-    Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request, Response, decode, encode,
+    Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request, Response,
+    decode, encode,
 };
 
 use answer::Answer;
-pub use answer::{Activated, Active, Generated, Info, Installed, Output, Slot, Statistics, Tested, mode_name};
+pub use answer::{
+    Activated, Active, Generated, Info, Installed, Output, Slot, Statistics, Tested, mode_name,
+};
 pub use error::{ClientError, Refusal, Result};
 pub use transport::{Address, DEFAULT_BAUD, Serial, Tcp, Transport};
 pub use upload::Upload;
@@ -227,7 +230,8 @@ impl<T: Transport> Device<T> {
         let mut values = std::mem::take(&mut first.values);
         while values.len() < first.n_out as usize {
             let offset = values.len() as u32;
-            let part = self.output_part("output", &Request::Output { offset }, self.options.answer_timeout)?;
+            let part =
+                self.output_part("output", &Request::Output { offset }, self.options.answer_timeout)?;
             // A device that was reset meanwhile has another output, or sends nothing for ever.
             if part.offset != offset || part.values.is_empty() || part.digest != first.digest {
                 return Err(ClientError::Digest { expected: first.digest, found: part.digest });
@@ -241,7 +245,12 @@ impl<T: Transport> Device<T> {
         Ok(Output { values, argmax: first.argmax, digest: first.digest, ticks: first.ticks })
     }
 
-    fn output_part(&mut self, name: &'static str, request: &Request<'_>, wait: Duration) -> Result<answer::Part> {
+    fn output_part(
+        &mut self,
+        name: &'static str,
+        request: &Request<'_>,
+        wait: Duration,
+    ) -> Result<answer::Part> {
         match self.ask(name, request, wait)?.0 {
             Answer::Output(part) => Ok(part),
             other => wrong(name, "Output", &other),
@@ -281,7 +290,9 @@ impl<T: Transport> Device<T> {
                     }
                     return Ok(Generated { ids, text, digest, ticks });
                 }
-                Answer::Refused(refusal) => return Err(ClientError::Refused { request: "generate", refusal }),
+                Answer::Refused(refusal) => {
+                    return Err(ClientError::Refused { request: "generate", refusal });
+                }
                 other => return wrong("generate", "Token or Generated", &other),
             }
             let deadline = Instant::now() + self.options.work_timeout;
@@ -326,7 +337,12 @@ impl<T: Transport> Device<T> {
     }
 
     /// Sends a request, again where no answer comes, and returns the answer with the number of repetitions.
-    fn ask_any(&mut self, name: &'static str, request: &Request<'_>, wait: Duration) -> Result<(Answer, u32)> {
+    fn ask_any(
+        &mut self,
+        name: &'static str,
+        request: &Request<'_>,
+        wait: Duration,
+    ) -> Result<(Answer, u32)> {
         let id = self.next_id();
         for attempt in 0..=self.options.retries {
             self.send(name, id, request)?;

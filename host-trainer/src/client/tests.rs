@@ -43,7 +43,10 @@ fn every_request_gets_its_answer() {
     let mut heard = Vec::new();
     let sampling = Sampling { max_tokens: 7, temperature: 0.0, seed: 0 };
     let generated = device.generate("abc", sampling, |_, bytes| heard.extend_from_slice(bytes)).unwrap();
-    assert_eq!((heard.as_slice(), generated.text.as_slice(), generated.ids.len()), (&b"abcabca"[..], &b"abcabca"[..], 7));
+    assert_eq!(
+        (heard.as_slice(), generated.text.as_slice(), generated.ids.len()),
+        (&b"abcabca"[..], &b"abcabca"[..], 7)
+    );
 }
 
 #[test]
@@ -75,10 +78,15 @@ fn refusals_say_what_was_expected_and_found() {
     assert_eq!(refused(device.activate(0, Mode::Streamed)).0, ErrorCode::EmptySlot);
     let (code, message) = refused(device.upload(0, &file("other", BaseId([9; 16]), 40), |_| {}));
     assert_eq!(code, ErrorCode::WrongBase);
-    let expected = "device refused finish: the adapter is for another base: expected 0x07070707, found 0x09090909";
+    let expected =
+        "device refused finish: the adapter is for another base: expected 0x07070707, found 0x09090909";
     assert_eq!(message, expected);
     let (code, message) = refused(device.upload(0, &vec![1; SLOT_BYTES as usize + 1], |_| {}));
-    assert_eq!((code, message.ends_with("expected 65537, found 65536")), (ErrorCode::BufferTooSmall, true), "{message}");
+    assert_eq!(
+        (code, message.ends_with("expected 65537, found 65536")),
+        (ErrorCode::BufferTooSmall, true),
+        "{message}"
+    );
     assert_eq!(refused(device.upload(0, b"no adapter", |_| {})).0, ErrorCode::BadMagic);
     device.upload(0, &file("names", BASE, 40), |_| {}).unwrap();
     device.activate(0, Mode::Streamed).unwrap();
@@ -101,7 +109,8 @@ fn uploads_survive_loss_repetition_and_damage() {
             _ => Fate::Arrives,
         };
         let mut fake = Fake::with(Box::new(fates));
-        let options = Options { window: 1 + seed as usize % 6, chunk_bytes: 300, retries: 10, ..Options::default() };
+        let options =
+            Options { window: 1 + seed as usize % 6, chunk_bytes: 300, retries: 10, ..Options::default() };
         let mut device = Device::new(&mut fake, options).unwrap();
         let mut last = 0;
         let upload = device.upload(2, &file, |next| last = next).unwrap();
@@ -116,7 +125,8 @@ fn uploads_survive_loss_repetition_and_damage() {
 fn one_lost_chunk_costs_one_round_and_no_time_out() {
     let file = file("names", BASE, 20_000);
     // Frames towards the device: Begin, then chunks; the fourth chunk is lost.
-    let mut fake = Fake::with(Box::new(|towards, at| if towards && at == 4 { Fate::IsLost } else { Fate::Arrives }));
+    let mut fake =
+        Fake::with(Box::new(|towards, at| if towards && at == 4 { Fate::IsLost } else { Fate::Arrives }));
     let options = Options { retries: 0, ..Options::default() };
     let upload = Device::new(&mut fake, options).unwrap().upload(0, &file, |_| {}).unwrap();
     assert_eq!(upload.chunks, file.len().div_ceil(1024) as u32 + upload.repeated_chunks);
@@ -126,7 +136,8 @@ fn one_lost_chunk_costs_one_round_and_no_time_out() {
 #[test]
 fn an_interrupted_upload_goes_on_where_it_stopped() {
     let file = file("names", BASE, 20_000);
-    let mut fake = Fake::with(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
+    let mut fake =
+        Fake::with(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
     let error = Device::new(&mut fake, Options::default()).unwrap().upload(0, &file, |_| {}).unwrap_err();
     assert!(matches!(error, ClientError::Io { .. }), "{error}");
     assert_eq!(fake.slots[0], None);
@@ -142,7 +153,8 @@ fn an_interrupted_upload_goes_on_where_it_stopped() {
 #[test]
 fn a_device_that_restarts_is_asked_where_it_is() {
     let file = file("names", BASE, 20_000);
-    let mut fake = Fake::with(Box::new(|towards, at| if towards && at == 7 { Fate::Reboots } else { Fate::Arrives }));
+    let mut fake =
+        Fake::with(Box::new(|towards, at| if towards && at == 7 { Fate::Reboots } else { Fate::Arrives }));
     let upload = Device::new(&mut fake, Options::default()).unwrap().upload(0, &file, |_| {}).unwrap();
     assert_eq!(upload.resumed_at, 0);
     assert_eq!(fake.slots[0].as_deref(), Some(&file[..]));
@@ -152,7 +164,11 @@ fn a_device_that_restarts_is_asked_where_it_is() {
 fn lost_answers_do_not_turn_done_work_into_errors() {
     let file = file("names", BASE, 100);
     // The answers in order: Progress (begin), Progress (chunk), Done (finish).
-    let lose = |lost: u32| Fake::with(Box::new(move |towards, at| if !towards && at == lost { Fate::IsLost } else { Fate::Arrives }));
+    let lose = |lost: u32| {
+        Fake::with(Box::new(
+            move |towards, at| if !towards && at == lost { Fate::IsLost } else { Fate::Arrives },
+        ))
+    };
     let mut fake = lose(2);
     let upload = Device::new(&mut fake, Options::default()).unwrap().upload(0, &file, |_| {}).unwrap();
     assert_eq!(upload.installed.file_bytes as usize, file.len());
@@ -181,7 +197,10 @@ fn silence_and_lost_tokens_are_errors() {
     let options = Options { retries: 2, ..Options::default() };
     let error = Device::new(&mut fake, options).unwrap().info().unwrap_err();
     assert_eq!(error.to_string(), "no answer to info: expected one within 2 s, found none in 3 attempts");
-    let mut fake = Fake::with(Box::new(|towards, at| if !towards && (3..5).contains(&at) { Fate::IsLost } else { Fate::Arrives }));
+    let mut fake =
+        Fake::with(Box::new(
+            |towards, at| if !towards && (3..5).contains(&at) { Fate::IsLost } else { Fate::Arrives },
+        ));
     let sampling = Sampling { max_tokens: 9, temperature: 1.0, seed: 3 };
     let error = device(&mut fake).generate("ab", sampling, |_, _| {}).unwrap_err();
     assert_eq!(error.to_string(), "generated text is incomplete: expected 9 tokens, found 7");

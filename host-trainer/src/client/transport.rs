@@ -184,7 +184,10 @@ fn poll(deadline: Instant, mut read: impl FnMut(Duration) -> io::Result<usize>) 
         }
         match read(left.max(SHORTEST_WAIT)) {
             Ok(0) => {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other side closed the connection"));
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the other side closed the connection",
+                ));
             }
             Ok(len) => return Ok(len),
             Err(error) => match error.kind() {
@@ -208,7 +211,17 @@ mod tests {
         assert_eq!(parse("/dev/ttyACM0"), serial("/dev/ttyACM0", DEFAULT_BAUD));
         assert_eq!(parse("serial:COM3@9600"), serial("COM3", 9600));
         assert_eq!(parse("/dev/ttyUSB0@921600").unwrap().to_string(), "/dev/ttyUSB0@921600");
-        for bad in ["", "tcp:", "tcp:host", "tcp::80", "tcp:host:0", "tcp:host:70000", "/dev/x@fast", "/dev/x@0", "@9600"] {
+        for bad in [
+            "",
+            "tcp:",
+            "tcp:host",
+            "tcp::80",
+            "tcp:host:0",
+            "tcp:host:70000",
+            "/dev/x@fast",
+            "/dev/x@0",
+            "@9600",
+        ] {
             let message = parse(bad).unwrap_err();
             let expected = format!("bad port: expected tcp:HOST:PORT or PATH[@BAUD], found \"{bad}\"");
             assert_eq!(message, expected);

@@ -64,7 +64,9 @@ impl<T: Transport> Device<T> {
                     upload.failures += 1;
                     upload.acknowledged = self.begin(&begin, len)?;
                 }
-                (Answer::Refused(refusal), _) => return Err(ClientError::Refused { request: "finish", refusal }),
+                (Answer::Refused(refusal), _) => {
+                    return Err(ClientError::Refused { request: "finish", refusal });
+                }
                 (other, _) => return wrong("finish", "Done", &other),
             }
         }

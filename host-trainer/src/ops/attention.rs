@@ -164,7 +164,7 @@ impl Backward for Attention {
         "attention"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let shape = &self.shape;
         let &AttentionShape { batch, seq, n_heads, n_kv_heads, head_size, .. } = shape;
         let (q_rows, kv_rows) = (seq * n_heads * head_size, seq * n_kv_heads * head_size);

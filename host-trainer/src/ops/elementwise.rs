@@ -130,7 +130,7 @@ impl Backward for Unary {
         }
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let x = args.inputs[0];
         sinks[0].write(x.len(), |dx, accumulate| match self {
             Self::Silu => parallel::map2(dx, accumulate, x, &args.grad, |x, dy| dy * silu_slope(x)),
@@ -187,25 +187,23 @@ impl Backward for Binary {
         }
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
-        let HostArgs { inputs, grad, .. } = args;
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let [first, second] = sinks else { unreachable!("a binary operator has two inputs") };
-        let (a, b) = (inputs[0], inputs[1]);
+        let (a, b) = (args.inputs[0], args.inputs[1]);
         match self {
             Self::Add => {
-                first.pass((&*grad).into());
-                second.pass(grad);
+                first.pass((&*args.grad).into());
+                second.pass(args.grad.take());
             }
             Self::Mul => {
-                first.write(a.len(), |da, accumulate| parallel::map2(da, accumulate, b, &grad, |b, dy| b * dy));
-                second.write(b.len(), |db, accumulate| parallel::map2(db, accumulate, a, &grad, |a, dy| a * dy));
+                first.write(a.len(), |da, accumulate| parallel::map2(da, accumulate, b, &args.grad, |b, dy| b * dy));
+                second.write(b.len(), |db, accumulate| parallel::map2(db, accumulate, a, &args.grad, |a, dy| a * dy));
             }
             Self::SiluMul => {
-                first.write(a.len(), |da, accumulate| {
-                    parallel::map3(da, accumulate, a, b, &grad, |a, b, dy| dy * b * silu_slope(a));
-                });
-                second.write(b.len(), |db, accumulate| {
-                    parallel::map2(db, accumulate, a, &grad, |a, dy| dy * a * math::sigmoid(a));
+                let (wanted_a, wanted_b) = (first.buffer(a.len()), second.buffer(b.len()));
+                parallel::map3_to_2(wanted_a, wanted_b, [a, b, &args.grad], |a, b, dy| {
+                    let sigmoid = math::sigmoid(a);
+                    (dy * b * sigmoid * (1.0 + a * (1.0 - sigmoid)), dy * a * sigmoid)
                 });
             }
         }
@@ -221,9 +219,9 @@ impl Backward for AddBias {
         "add_bias"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let width = self.width;
         sinks[1].write(width, |db, accumulate| parallel::sum_rows(db, accumulate, &args.grad));
-        sinks[0].pass(args.grad);
+        sinks[0].pass(args.grad.take());
     }
 }

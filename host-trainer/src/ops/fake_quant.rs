@@ -44,7 +44,7 @@ impl Backward for StraightThrough {
         "fake_quant_lora"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
-        sinks[0].pass(args.grad);
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
+        sinks[0].pass(args.grad.take());
     }
 }

@@ -131,6 +131,9 @@ impl Packed {
 ///
 /// `a` has `c`'s rows and at most `b`'s inner dimension (the rest of `b` is left out), `b` at least `c`'s columns.
 pub(super) fn multiply(c: Target<'_>, terms: &[(Mat<'_>, &Packed)]) {
+    if c.cols == 0 {
+        return;
+    }
     for (a, b) in terms {
         assert!(a.cols <= b.inner && c.cols <= b.cols && b.cols == terms[0].1.cols, "the product does not fit");
     }
@@ -143,46 +146,44 @@ pub(super) fn multiply(c: Target<'_>, terms: &[(Mat<'_>, &Packed)]) {
 }
 
 fn multiply_terms<const N: usize>(mut c: Target<'_>, terms: [(Mat<'_>, &Packed); N]) {
+    let cols = c.cols;
+    // The last panel may be narrow.
+    let last = (cols - 1) / WIDE * WIDE;
+    let wide = if terms[0].1.panel(last).1 == WIDE { cols } else { last };
     for block in (0..c.rows).step_by(BLOCK) {
         let end = c.rows.min(block + BLOCK);
         let whole = end - (end - block) % TILE;
-        for column in (0..c.cols).step_by(WIDE) {
-            let wide = terms[0].1.panel(column).1 == WIDE;
-            macro_rules! tiles {
-                ($rows:literal, $range:expr) => {
-                    if wide {
-                        tiles::<$rows, WIDE, N>(&mut c, $range, column, &terms);
-                    } else {
-                        tiles::<$rows, NARROW, N>(&mut c, $range, column, &terms);
-                    }
-                };
-            }
-            tiles!(6, block..whole);
-            match end - whole {
-                0 => {}
-                1 => tiles!(1, whole..end),
-                2 => tiles!(2, whole..end),
-                3 => tiles!(3, whole..end),
-                4 => tiles!(4, whole..end),
-                _ => tiles!(5, whole..end),
-            }
+        macro_rules! tiles {
+            ($rows:literal, $range:expr) => {{
+                tiles::<$rows, WIDE, N>(&mut c, $range, 0..wide, &terms);
+                tiles::<$rows, NARROW, N>(&mut c, $range, wide..cols, &terms);
+            }};
+        }
+        tiles!(6, block..whole);
+        match end - whole {
+            0 => {}
+            1 => tiles!(1, whole..end),
+            2 => tiles!(2, whole..end),
+            3 => tiles!(3, whole..end),
+            4 => tiles!(4, whole..end),
+            _ => tiles!(5, whole..end),
         }
     }
 }
 
-/// Register tiles of `R` rows over some rows and the panel at `column`, which is `W` wide.
+/// Register tiles of `R` rows over some rows and columns; all panels there are `W` wide.
 ///
-/// One kernel is one call: in a function with all of them the compiler stops unrolling.
+/// One kind of tile is one kernel: in a function with all of them the compiler stops unrolling.
 fn tiles<const R: usize, const W: usize, const N: usize>(
     c: &mut Target<'_>,
     rows: Range<usize>,
-    column: usize,
+    columns: Range<usize>,
     terms: &[(Mat<'_>, &Packed); N],
 ) {
     struct Kernel<'k, 'c, 't, const R: usize, const W: usize, const N: usize> {
         c: &'k mut Target<'c>,
         rows: Range<usize>,
-        column: usize,
+        columns: Range<usize>,
         terms: &'k [(Mat<'t>, &'t Packed); N],
     }
 
@@ -205,58 +206,58 @@ fn tiles<const R: usize, const W: usize, const N: usize>(
         /// With `V` registers a row of the tile.
         #[inline(always)]
         fn run<S: Simd, const V: usize>(self, simd: S) {
-            let Self { c, rows, column, terms } = self;
-            for row in rows.step_by(R) {
-                let mut sums = [[simd.splat_f32s(0.0); V]; R];
-                for (a, b) in terms {
-                    let panel = S::as_simd_f32s(b.panel(column).0).0.as_chunks::<V>().0;
-                    let panel = &panel[..a.cols];
-                    let mut rows = [&[] as &[f32]; R];
-                    for (r, slice) in rows.iter_mut().enumerate() {
-                        *slice = &a.row(row + r)[..panel.len()];
-                    }
-                    for (p, b) in panel.iter().enumerate() {
-                        for r in 0..R {
-                            add_scaled(simd, &mut sums[r], rows[r][p], b);
+            let Self { c, rows, columns, terms } = self;
+            for column in columns.step_by(W) {
+                for row in rows.clone().step_by(R) {
+                    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+                    for (a, b) in terms {
+                        let panel = S::as_simd_f32s(b.panel(column).0).0.as_chunks::<V>().0;
+                        let panel = &panel[..a.cols];
+                        let mut rows = [&[] as &[f32]; R];
+                        for (r, slice) in rows.iter_mut().enumerate() {
+                            *slice = &a.row(row + r)[..panel.len()];
+                        }
+                        for (p, b) in panel.iter().enumerate() {
+                            for r in 0..R {
+                                add_scaled(simd, &mut sums[r], rows[r][p], b);
+                            }
                         }
                     }
+                    store::<S, R, V>(simd, c, row, column, &sums);
                 }
-                store::<S, R, V>(simd, c, row, column, &sums);
             }
         }
     }
 
-    dispatch(Kernel::<R, W, N> { c, rows, column, terms });
+    if !rows.is_empty() && !columns.is_empty() {
+        dispatch(Kernel::<R, W, N> { c, rows, columns, terms });
+    }
 }
 
 /// `c[i, j] = sum over p of a[p, i] b[p, j]` (or `c +=`): `a` [inner, rows], `b` [inner, cols].
 pub(super) fn outer(mut c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
     assert!(c.rows <= a.cols && c.cols <= b.cols, "the product does not fit");
-    let rows = c.rows;
+    let (rows, cols) = (c.rows, c.cols);
     let whole = rows - rows % OUTER_TILE;
-    let mut column = 0;
-    while column < c.cols {
-        macro_rules! tiles {
-            ($width:expr) => {{
-                outer_tiles::<OUTER_TILE, { $width }>(&mut c, 0..whole, column, a, b, inner);
-                outer_tiles::<1, { $width }>(&mut c, whole..rows, column, a, b, inner);
-                $width
-            }};
-        }
-        column += match c.cols - column {
-            WIDE.. => tiles!(WIDE),
-            NARROW.. => tiles!(NARROW),
-            4.. => tiles!(4),
-            _ => tiles!(1),
-        };
+    macro_rules! tiles {
+        ($width:expr, $from:expr) => {{
+            let end = cols - (cols - $from) % $width;
+            outer_tiles::<OUTER_TILE, { $width }>(&mut c, 0..whole, $from..end, a, b, inner);
+            outer_tiles::<1, { $width }>(&mut c, whole..rows, $from..end, a, b, inner);
+            end
+        }};
     }
+    let done = tiles!(WIDE, 0);
+    let done = tiles!(NARROW, done);
+    let done = tiles!(4, done);
+    tiles!(1, done);
 }
 
-/// Register tiles of `R` rows over some rows of [`outer`], and the `W` columns from `column`.
+/// Register tiles of [`outer`], `R` rows and `W` columns, over some rows and columns.
 fn outer_tiles<const R: usize, const W: usize>(
     c: &mut Target<'_>,
     rows: Range<usize>,
-    column: usize,
+    columns: Range<usize>,
     a: Mat<'_>,
     b: Mat<'_>,
     inner: usize,
@@ -264,7 +265,7 @@ fn outer_tiles<const R: usize, const W: usize>(
     struct Kernel<'k, 'c, 't, const R: usize, const W: usize> {
         c: &'k mut Target<'c>,
         rows: Range<usize>,
-        column: usize,
+        columns: Range<usize>,
         a: Mat<'t>,
         b: Mat<'t>,
         inner: usize,
@@ -290,23 +291,27 @@ fn outer_tiles<const R: usize, const W: usize>(
     impl<const R: usize, const W: usize> Kernel<'_, '_, '_, R, W> {
         #[inline(always)]
         fn run<S: Simd, const V: usize>(self, simd: S) {
-            let Self { c, rows, column, a, b, inner } = self;
-            for row in rows.step_by(R) {
-                let mut sums = [[simd.splat_f32s(0.0); V]; R];
-                for p in 0..inner {
-                    let a = a.values[p * a.stride + row..].first_chunk::<R>().expect("`a` has the rows of `c`");
-                    let b = &b.values[p * b.stride + column..][..W];
-                    let b = S::as_simd_f32s(b).0.first_chunk::<V>().expect("`V` registers hold `W` values");
-                    for r in 0..R {
-                        add_scaled(simd, &mut sums[r], a[r], b);
+            let Self { c, rows, columns, a, b, inner } = self;
+            for column in columns.step_by(W) {
+                for row in rows.clone().step_by(R) {
+                    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+                    for p in 0..inner {
+                        let a = a.values[p * a.stride + row..].first_chunk::<R>().expect("`a` has the rows of `c`");
+                        let b = &b.values[p * b.stride + column..][..W];
+                        let b = S::as_simd_f32s(b).0.first_chunk::<V>().expect("`V` registers hold `W` values");
+                        for r in 0..R {
+                            add_scaled(simd, &mut sums[r], a[r], b);
+                        }
                     }
+                    store::<S, R, V>(simd, c, row, column, &sums);
                 }
-                store::<S, R, V>(simd, c, row, column, &sums);
             }
         }
     }
 
-    dispatch(Kernel::<R, W> { c, rows, column, a, b, inner });
+    if !rows.is_empty() && !columns.is_empty() {
+        dispatch(Kernel::<R, W> { c, rows, columns, a, b, inner });
+    }
 }
 
 /// `sums += a * b`.

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendStorage;
@@ -21,7 +21,7 @@ pub(super) trait Backward: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
     /// Adds the gradients of the wanted inputs to their sinks. All slices are contiguous.
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]);
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]);
 
     /// The gradients on another device than the CPU, from detached tensors; `None` where none is wanted.
     fn device(&self, _inputs: &[Tensor], _grad: &Tensor, _wanted: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
@@ -36,17 +36,35 @@ pub(super) struct HostArgs<'a> {
     /// The result of the forward.
     pub(super) output: &'a [f32],
     /// The gradient of the loss for `output`.
-    pub(super) grad: Cow<'a, [f32]>,
+    pub(super) grad: Gradient<'a>,
+}
+
+/// The gradient that a backward starts from.
+pub(super) struct Gradient<'a>(Cow<'a, [f32]>);
+
+impl<'a> Gradient<'a> {
+    /// Gives it away; what is left is empty.
+    pub(super) fn take(&mut self) -> Cow<'a, [f32]> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl std::ops::Deref for Gradient<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
 }
 
 /// Where the gradient of one input goes.
-#[derive(Default)]
-pub(super) struct Sink {
+pub(super) struct Sink<'p> {
     wanted: bool,
     buffer: Option<Vec<f32>>,
+    pool: &'p Pool,
 }
 
-impl Sink {
+impl Sink<'_> {
     /// Whether anything needs this gradient.
     pub(super) fn wanted(&self) -> bool {
         self.wanted
@@ -55,23 +73,51 @@ impl Sink {
     /// Lets `write` produce the gradient, if it is wanted. The flag says whether the buffer already holds a gradient
     /// that must be added to; if not, its content is unspecified and must be overwritten everywhere.
     pub(super) fn write(&mut self, len: usize, write: impl FnOnce(&mut [f32], bool)) {
-        if !self.wanted {
-            return;
-        }
-        match &mut self.buffer {
-            Some(buffer) => write(buffer, true),
-            None => write(self.buffer.insert(vec![0.0; len]), false),
+        if let Some((buffer, accumulate)) = self.buffer(len) {
+            write(buffer, accumulate);
         }
     }
 
-    /// The output's gradient is this input's gradient.
-    pub(super) fn pass(&mut self, grad: Cow<'_, [f32]>) {
+    /// What [`Sink::write`] gives, for operators that fill two sinks in one pass.
+    pub(super) fn buffer(&mut self, len: usize) -> Option<(&mut [f32], bool)> {
         if !self.wanted {
-            return;
+            return None;
         }
-        match &mut self.buffer {
-            Some(buffer) => super::parallel::add_assign(buffer, &grad),
-            None => self.buffer = Some(grad.into_owned()),
+        let accumulate = self.buffer.is_some();
+        Some((self.buffer.get_or_insert_with(|| self.pool.take(len)), accumulate))
+    }
+
+    /// The output's gradient is this input's gradient. Pass it to the last input with `args.grad.take()`: that copies nothing.
+    pub(super) fn pass(&mut self, grad: Cow<'_, [f32]>) {
+        match (&mut self.buffer, self.wanted) {
+            (_, false) => self.pool.put(grad),
+            (Some(buffer), true) => {
+                super::parallel::add_assign(buffer, &grad);
+                self.pool.put(grad);
+            }
+            (None, true) => self.buffer = Some(grad.into_owned()),
+        }
+    }
+}
+
+/// Gradients that were used up, for the next ones of the same length: a step needs the same few lengths all the time.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: RefCell<BTreeMap<usize, Vec<Vec<f32>>>>,
+}
+
+impl Pool {
+    /// A buffer with unspecified content.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let recycled = self.free.borrow_mut().get_mut(&len).and_then(Vec::pop);
+        recycled.unwrap_or_else(|| vec![0.0; len])
+    }
+
+    fn put(&self, buffer: Cow<'_, [f32]>) {
+        if let Cow::Owned(buffer) = buffer
+            && !buffer.is_empty()
+        {
+            self.free.borrow_mut().entry(buffer.len()).or_default().push(buffer);
         }
     }
 }
@@ -146,6 +192,7 @@ pub(super) struct Differentiated {
 pub(super) fn differentiate<E: From<candle_core::Error>>(
     forward: impl FnOnce() -> Result<Tensor, E>,
 ) -> Result<Differentiated, E> {
+    super::memory::keep_freed_pages();
     let recording = Recording::start();
     let tracked = forward()?;
     let records = recording.finish();
@@ -205,6 +252,7 @@ impl Drop for Recording {
 fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradStore> {
     let mut pending: HashMap<TensorId, Vec<f32>> = HashMap::from([(root, vec![1.0])]);
     let mut leaves: Vec<Tensor> = Vec::new();
+    let pool = Pool::default();
     while let Some(Record { inputs, output, op }) = records.pop() {
         // An output that the loss does not depend on has no gradient.
         let Some(grad) = pending.remove(&output.id()) else { continue };
@@ -214,15 +262,21 @@ fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradSto
                 wanted: input.track_op(),
                 // The second use of the same input in one operator finds nothing here; both are added below.
                 buffer: pending.remove(&input.id()),
+                pool: &pool,
             })
             .collect();
         with_host(&inputs, &output, |inputs, output| {
-            op.host(HostArgs { inputs, output, grad: Cow::Owned(grad) }, &mut sinks);
+            let mut args = HostArgs { inputs, output, grad: Gradient(Cow::Owned(grad)) };
+            op.host(&mut args, &mut sinks);
+            pool.put(args.grad.take());
         })?;
         for (input, sink) in inputs.iter().zip(sinks) {
             let Some(buffer) = sink.buffer else { continue };
             match pending.get_mut(&input.id()) {
-                Some(sum) => super::parallel::add_assign(sum, &buffer),
+                Some(sum) => {
+                    super::parallel::add_assign(sum, &buffer);
+                    pool.put(Cow::Owned(buffer));
+                }
                 None => {
                     pending.insert(input.id(), buffer);
                 }
@@ -317,10 +371,11 @@ impl Adopt {
         if !res.device().is_cpu() {
             return self.op.device(&inputs, &grad, &wanted);
         }
-        let mut sinks: Vec<Sink> = wanted.iter().map(|&wanted| Sink { wanted, buffer: None }).collect();
+        let pool = Pool::default();
+        let mut sinks: Vec<Sink> = wanted.iter().map(|&wanted| Sink { wanted, buffer: None, pool: &pool }).collect();
         with_values(&grad, |grad| {
             with_host(&inputs, res, |inputs, output| {
-                self.op.host(HostArgs { inputs, output, grad: Cow::Borrowed(grad) }, &mut sinks);
+                self.op.host(&mut HostArgs { inputs, output, grad: Gradient(Cow::Borrowed(grad)) }, &mut sinks);
             })
         })??;
         let tensors = sinks.into_iter().zip(&inputs).map(|(sink, input)| {

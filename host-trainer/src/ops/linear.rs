@@ -10,9 +10,9 @@ use super::gemm::{Mat, Packed, Target, multiply, outer};
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_host, with_values};
 use super::{Result, check};
 
-/// Rows that one thread multiplies at a time: the pieces of activations then stay in its cache. A multiple of the
-/// kernels' tiles.
-const ROWS: usize = 240;
+/// Rows that one thread multiplies at a time: a multiple of the kernels' tiles, and few enough that small batches
+/// still make several pieces.
+const ROWS: usize = 96;
 
 /// The low-rank factors of one linear layer.
 #[derive(Clone, Copy, Debug)]
@@ -175,10 +175,10 @@ impl Backward for Linear {
         "linear"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let Dims { rows, inner, out } = self.dims;
         let grad = &*args.grad;
-        let dx = |w: &[f32], sink: &mut Sink| {
+        let dx = |w: &[f32], sink: &mut Sink<'_>| {
             sink.write(rows * inner, |dx, accumulate| {
                 let w = Packed::new(w, out, inner);
                 dx.par_chunks_mut(ROWS * inner).zip(grad.par_chunks(ROWS * out)).for_each(|(dx, dy)| {
@@ -233,11 +233,11 @@ impl Backward for LoraLinear {
         "lora_linear"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let kept: Vec<Tensor> = self.mask.iter().chain([&self.w0]).cloned().collect();
         with_host(&kept, &self.z, |kept, z| match *kept {
-            [mask, w0] => self.backward_host(&args, sinks, w0, z, Some(mask)),
-            [w0] => self.backward_host(&args, sinks, w0, z, None),
+            [mask, w0] => self.backward_host(args, sinks, w0, z, Some(mask)),
+            [w0] => self.backward_host(args, sinks, w0, z, None),
             _ => unreachable!("a mask and a weight at most"),
         })
         .expect("the forward read the same tensors");
@@ -258,7 +258,7 @@ impl Backward for LoraLinear {
 }
 
 impl LoraLinear {
-    fn backward_host(&self, args: &HostArgs<'_>, sinks: &mut [Sink], w0: &[f32], z: &[f32], mask: Option<&[f32]>) {
+    fn backward_host(&self, args: &HostArgs<'_>, sinks: &mut [Sink<'_>], w0: &[f32], z: &[f32], mask: Option<&[f32]>) {
         let Dims { rows, inner, out } = self.dims;
         let (rank, scaling) = (self.rank, self.scaling);
         let &[x, a, b] = args.inputs else { unreachable!("lora_linear has three inputs") };

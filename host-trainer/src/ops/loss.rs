@@ -40,7 +40,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
                         #[inline(always)]
                         || {
                             let largest = largest(logits, f32::NEG_INFINITY);
-                            largest + sum_map(logits, |x| math::exp(x - largest)).ln()
+                            let sum = sum_map(logits, |x| math::exp(x - largest));
+                            largest + math::ln(f64::from(sum)) as f32
                         },
                     );
                     sum += f64::from(weight) * f64::from(*log_sum - logits[target as usize]);
@@ -108,7 +109,7 @@ impl Backward for CrossEntropy {
         "cross_entropy"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let classes = self.classes;
         let logits = args.inputs[0];
         let grad = args.grad[0];

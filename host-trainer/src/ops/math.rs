@@ -1,6 +1,7 @@
-//! Elementary functions that vectorize: no calls, no tables, no branches, the same bits on every processor.
+//! Elementary functions from IEEE operations alone: the same bits on every processor and with every C library.
 //!
-//! Call them inside [`super::simd::vectorized`] only: elsewhere a multiply-add is a slow call.
+//! Those in f32 have no branches, so that loops of them vectorize. Call them inside [`super::simd::vectorized`] only:
+//! elsewhere a multiply-add is a slow call.
 
 /// `e^x` in f32, relative error below 2e-7; stays at `e^-87.3` below -87.3 and at `e^88` above 88. NaN stays NaN.
 #[inline(always)]
@@ -36,4 +37,21 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 pub(super) fn tanh(x: f32) -> f32 {
     let e = exp(-2.0 * x.abs());
     ((1.0 - e) / (1.0 + e)).copysign(x)
+}
+
+/// Natural logarithm of a positive normal number, to about 1e-15.
+pub(crate) fn ln(x: f64) -> f64 {
+    // x = m * 2^e with m in [sqrt(1/2), sqrt(2)).
+    let bits = x.to_bits();
+    let mut exponent = (bits >> 52) as i64 - 1023;
+    let mut m = f64::from_bits((bits & ((1 << 52) - 1)) | (1023 << 52));
+    if m > std::f64::consts::SQRT_2 {
+        m *= 0.5;
+        exponent += 1;
+    }
+    // ln m = 2 atanh(t) = 2 (t + t^3/3 + t^5/5 + ...), |t| <= 0.1716.
+    let t = (m - 1.0) / (m + 1.0);
+    let square = t * t;
+    let series = (0..11).rev().fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
+    exponent as f64 * std::f64::consts::LN_2 + 2.0 * t * series
 }

@@ -113,7 +113,7 @@ impl Backward for Norm {
         self.op
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let x = args.inputs[0];
         let width = self.weight.len();
         let piece = parallel::rows_per_piece(width) * width;

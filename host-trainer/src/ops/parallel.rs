@@ -50,15 +50,41 @@ pub(super) fn rows_per_piece(width: usize) -> usize {
     (PIECE / width.max(1)).max(1)
 }
 
-/// `out = f(a, b, c)`, or `out += f(a, b, c)`.
-pub(super) fn map3(
-    out: &mut [f32],
-    accumulate: bool,
-    a: &[f32],
-    b: &[f32],
-    c: &[f32],
-    f: impl Fn(f32, f32, f32) -> f32 + Sync,
+/// An output, and whether to add to what is there.
+pub(super) type Out<'a> = (&'a mut [f32], bool);
+
+/// `(x, y) = f(a, b, c)`, or `+=`, in one pass; an output may be left out.
+pub(super) fn map3_to_2(
+    x: Option<Out<'_>>,
+    y: Option<Out<'_>>,
+    [a, b, c]: [&[f32]; 3],
+    f: impl Fn(f32, f32, f32) -> (f32, f32) + Sync,
 ) {
+    let inputs = a.par_chunks(PIECE).zip(b.par_chunks(PIECE).zip(c.par_chunks(PIECE)));
+    match (x, y) {
+        (Some((x, add_x)), Some((y, add_y))) => {
+            let outputs = x.par_chunks_mut(PIECE).zip(y.par_chunks_mut(PIECE));
+            outputs.zip(inputs).for_each(|((x, y), (a, (b, c)))| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((((x, y), &a), &b), &c) in x.iter_mut().zip(y).zip(a).zip(b).zip(c) {
+                            let (for_x, for_y) = f(a, b, c);
+                            *x = if add_x { *x + for_x } else { for_x };
+                            *y = if add_y { *y + for_y } else { for_y };
+                        }
+                    },
+                );
+            });
+        }
+        (Some((out, add)), None) => map3(out, add, [a, b, c], |a, b, c| f(a, b, c).0),
+        (None, Some((out, add))) => map3(out, add, [a, b, c], |a, b, c| f(a, b, c).1),
+        (None, None) => {}
+    }
+}
+
+/// `out = f(a, b, c)`, or `out += f(a, b, c)`.
+fn map3(out: &mut [f32], accumulate: bool, [a, b, c]: [&[f32]; 3], f: impl Fn(f32, f32, f32) -> f32 + Sync) {
     let inputs = a.par_chunks(PIECE).zip(b.par_chunks(PIECE).zip(c.par_chunks(PIECE)));
     out.par_chunks_mut(PIECE).zip(inputs).for_each(|(out, (a, (b, c)))| {
         vectorized(

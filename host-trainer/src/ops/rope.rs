@@ -121,7 +121,7 @@ impl Backward for Rope {
         "rope"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         sinks[0].write(args.grad.len(), |dx, accumulate| {
             rotate(dx, accumulate, &args.grad, &self.table, -1.0).expect("the forward read the same table");
         });

@@ -167,8 +167,8 @@ impl Backward for AddPositions {
         "add_positions"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
-        sinks[0].pass(args.grad);
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
+        sinks[0].pass(args.grad.take());
     }
 }
 
@@ -182,7 +182,7 @@ impl Backward for PrependToken {
         "prepend_token"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let &Self { seq, width } = self;
         let sequences = || args.grad.chunks_exact((seq + 1) * width);
         sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
@@ -215,7 +215,7 @@ impl Backward for SelectRows {
         "select_rows"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let width = self.width;
         sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
             if !accumulate {
@@ -239,7 +239,7 @@ impl Backward for MeanPool {
         "mean_pool"
     }
 
-    fn host(&self, args: HostArgs<'_>, sinks: &mut [Sink]) {
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let &Self { seq, width, ref lengths } = self;
         sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
             let sequences = dx.par_chunks_mut(seq * width).zip(args.grad.par_chunks(width)).zip(lengths);

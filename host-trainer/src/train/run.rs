@@ -209,7 +209,7 @@ impl Trainer {
         let examples = &self.data.train;
         let drawn = self.order.step(self.step).to_vec();
         let rows = drawn.iter().map(|index| examples[*index].rows(width)).sum();
-        let parts: Vec<Targets> = split_by_length(&drawn, |index| examples[index].rows(width), PART_OVERHEAD)
+        let parts: Vec<Targets> = split_by_length(&drawn, |index| examples[index].rows(width), std::env::var("OVH").map_or(PART_OVERHEAD,|v|v.parse().unwrap()))
             .iter()
             .map(|part| Targets::new(part.iter().map(|index| &examples[*index]), width))
             .collect();

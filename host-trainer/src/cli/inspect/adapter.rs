@@ -13,6 +13,7 @@ use super::{Compared, Range, Section, percent, sections, sections_text, version_
 use crate::base::Image;
 use crate::cli::console::{Table, fields, grouped};
 use crate::cli::exit::{At as _, Outcome};
+use crate::cli::labels::names;
 use crate::sim::Simulator;
 
 #[derive(Debug, Serialize)]
@@ -148,7 +149,7 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
             payload_bytes: None,
             bias: !head.bias.is_empty(),
             scales: Range::of(f16s(head.scales)),
-            labels: Vec::new(),
+            labels: names(head.labels),
         }),
         sites,
     }
@@ -158,18 +159,20 @@ fn with_base(report: Report, adapter: &Adapter<'_>, base: &Base<'_>, digest: Str
     let sites = report.sites.into_iter().zip(adapter.patches(base)).map(|(site, patch)| {
         let rank = patch.rank.max(1);
         let shape = Shape {
-            name: base.sites().find(|site| site.index == patch.site).map_or(String::new(), |site| site.name.into()),
+            name: base
+                .sites()
+                .find(|site| site.index == patch.site)
+                .map_or(String::new(), |site| site.name.into()),
             out_features: patch.lora_b.len() / rank,
             in_features: patch.lora_a.len() / rank,
             payload_bytes: patch.lora_a.len() + patch.lora_b.len(),
         };
         Site { shape: Some(shape), ..site }
     });
-    let head = report.head.zip(adapter.head()).map(|(report, head)| Head {
-        payload_bytes: Some(head.codes.len()),
-        labels: head.labels().map(str::to_owned).collect(),
-        ..report
-    });
+    let head = report
+        .head
+        .zip(adapter.head())
+        .map(|(report, head)| Head { payload_bytes: Some(head.codes.len()), ..report });
     let check = Compared::new("self-test digest", &report.self_test.digest, digest);
     Report {
         base: Some(base.manifest().name.to_owned()),
@@ -219,8 +222,12 @@ pub(super) fn text(report: &Report) -> String {
     if let Some(head) = &report.head {
         let scales = head.scales.map_or(String::new(), |scales| format!(", scales {scales}"));
         let bias = if head.bias { "with" } else { "without" };
-        let labels = if head.labels.is_empty() { String::new() } else { format!(": {}", head.labels.join(", ")) };
-        lines.push(("head", format!("{} outputs {bias} bias, pooling {}{scales}{labels}", head.outputs, head.pooling)));
+        let labels =
+            if head.labels.is_empty() { String::new() } else { format!(": {}", head.labels.join(", ")) };
+        lines.push((
+            "head",
+            format!("{} outputs {bias} bias, pooling {}{scales}{labels}", head.outputs, head.pooling),
+        ));
     }
     let mut text = fields(&lines);
     text.push('\n');

@@ -97,14 +97,18 @@ fn a_device_is_switched_and_switched_back() {
     assert!((bytes..bytes + 400).contains(&wire("sent_bytes")), "{pushed}");
     let text = device("push @intent.rpa --activate --mode merged").text();
     assert!(text.contains("payload  500 bytes") && text.contains("slot 1 is applied, merged"), "{text}");
-    assert_eq!(device("info --format json").json()["active"], serde_json::json!({ "slot": 1, "mode": "merged" }));
+    assert_eq!(
+        device("info --format json").json()["active"],
+        serde_json::json!({ "slot": 1, "mode": "merged" })
+    );
     // The slot with the same task is applied, so another one is taken.
     assert_eq!(device("push @intent.rpa --format json").json()["slot"], 2);
     let list = device("list").text();
     let tasks: Vec<&str> = list.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(tasks, ["names", "intent", "intent"]);
     device("remove 7").fails(exit::REFUSED, "device refused remove: no such slot: expected 3, found 7");
-    device("activate nothing").fails(exit::USAGE, "no slot holds task \"nothing\": found names, intent, intent");
+    device("activate nothing")
+        .fails(exit::USAGE, "no slot holds task \"nothing\": found names, intent, intent");
     let activated = device("activate names --format json").json();
     assert_eq!((activated["slot"].as_u64(), activated["mode"].as_str()), (Some(0), Some("streamed")));
     assert_eq!(activated["digest"], "0xffffffffffffffff", "64 bits do not fit a JSON number");
@@ -127,8 +131,16 @@ fn a_device_runs_texts_features_and_prompts() {
     let output = device("run --features @rows.f32 --rows 3 --format json").json();
     assert_eq!((output["argmax"].as_u64(), output["values"][599].as_f64()), (Some(599), Some(1198.0)));
     assert_eq!(device("run --text ab --format json").json()["values"], serde_json::json!([97.0, 98.0]));
+    let named = device("run --text abcde --labels @encoder.rpb --format json").json();
+    assert_eq!((named["argmax"].as_u64(), named["label"].as_str()), (Some(4), Some("class 4")));
+    let named = device("run --text abc --labels @encoder.rpa").text();
+    assert!(named.starts_with("label") && named.contains("ticks   17"), "{named}");
+    let ran = device("run --text ab --labels @encoder.rpa");
+    ran.fails(exit::BAD_INPUT, "the names do not fit the output: expected 2, found 3");
     assert_eq!(device("generate --prompt abc --max-tokens 4").text(), "abcabca\n");
-    fixture.run("device run --features @rows.f32 --port tcp:127.0.0.1:1").fails(exit::LINK_LOST, "cannot open tcp:127.0.0.1:1");
+    fixture
+        .run("device run --features @rows.f32 --port tcp:127.0.0.1:1")
+        .fails(exit::LINK_LOST, "cannot open tcp:127.0.0.1:1");
 }
 
 #[test]
@@ -138,9 +150,13 @@ fn bad_files_are_refused_before_they_are_sent() {
     fixture.write("broken.rpa", b"RPA\x01");
     let server = Server::working();
     let device = |line: &str| server.run(&fixture, line);
-    device("push @decoder.rpa").fails(exit::BAD_INPUT, "decoder.rpa: adapter is for another base: expected 0707");
-    device("push @big.rpa").fails(exit::BAD_INPUT, "the file does not fit into a slot: expected at most 65536 bytes");
-    fixture.run("device push @broken.rpa --port tcp:127.0.0.1:1").fails(exit::BAD_INPUT, "broken.rpa: adapter file is truncated");
+    device("push @decoder.rpa")
+        .fails(exit::BAD_INPUT, "decoder.rpa: adapter is for another base: expected 0707");
+    device("push @big.rpa")
+        .fails(exit::BAD_INPUT, "the file does not fit into a slot: expected at most 65536 bytes");
+    fixture
+        .run("device push @broken.rpa --port tcp:127.0.0.1:1")
+        .fails(exit::BAD_INPUT, "broken.rpa: adapter file is truncated");
 }
 
 #[test]
@@ -148,7 +164,8 @@ fn an_interrupted_push_is_repeated_and_resumes() {
     let fixture = Fixture::new();
     fixture.write("names.rpa", &file("names", BASE, 9000));
     // Towards the device: info twice, three slots, begin, chunks.
-    let server = Server::new(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
+    let server =
+        Server::new(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
     let ran = server.run(&fixture, "push @names.rpa --window 1");
     assert!(ran.err.contains("hint: an interrupted push goes on where it stopped"), "{}", ran.err);
     ran.fails(exit::LINK_LOST, "link lost during chunk");

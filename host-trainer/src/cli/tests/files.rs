@@ -31,10 +31,17 @@ fn a_base_is_inspected() {
     let sites = report["sites"].as_array().unwrap();
     assert_eq!(sites.len(), 15);
     let down = &sites[6];
-    assert_eq!((down["name"].as_str(), number(down, "out_features"), number(down, "in_features")), (Some("layers.0.ffn.down"), 12, 10));
+    assert_eq!(
+        (down["name"].as_str(), number(down, "out_features"), number(down, "in_features")),
+        (Some("layers.0.ffn.down"), 12, 10)
+    );
     let scales = base.sites().nth(6).unwrap().weight.scales;
-    let (min, max) = scales.iter().fold((f32::MAX, 0.0f32), |(min, max), scale| (min.min(*scale), max.max(*scale)));
-    assert_eq!((down["scales"]["min"].as_f64().unwrap() as f32, down["scales"]["max"].as_f64().unwrap() as f32), (min, max));
+    let (min, max) =
+        scales.iter().fold((f32::MAX, 0.0f32), |(min, max), scale| (min.min(*scale), max.max(*scale)));
+    assert_eq!(
+        (down["scales"]["min"].as_f64().unwrap() as f32, down["scales"]["max"].as_f64().unwrap() as f32),
+        (min, max)
+    );
 
     let text = fixture.run("inspect @encoder.rpb").text();
     for expected in [
@@ -62,25 +69,38 @@ fn an_adapter_is_inspected_with_and_without_its_base() {
     assert_eq!(adapter.payload_bytes(), payload);
 
     let alone = fixture.run("inspect @encoder.rpa --format json").json();
-    assert_eq!((number(&alone, "payload_bytes"), number(&alone, "overhead_bytes")), (payload, file.len() - payload));
+    assert_eq!(
+        (number(&alone, "payload_bytes"), number(&alone, "overhead_bytes")),
+        (payload, file.len() - payload)
+    );
     let percent = alone["overhead_percent"].as_f64().unwrap();
     assert!((percent - 100.0 * (file.len() - payload) as f64 / payload as f64).abs() < 1e-9);
     assert_eq!(sum_of_sections(&alone), file.len());
     assert_eq!((alone["sites"][1]["index"].as_u64(), alone["sites"][1]["rank"].as_u64()), (Some(8), Some(5)));
     assert_eq!(alone["sites"][1].get("name"), None, "only the base knows names");
-    assert_eq!((alone["head"]["outputs"].as_u64(), alone["head"]["pooling"].as_str()), (Some(3), Some("last")));
+    assert_eq!(
+        (alone["head"]["outputs"].as_u64(), alone["head"]["pooling"].as_str()),
+        (Some(3), Some("last"))
+    );
+    assert_eq!(alone["head"]["labels"], serde_json::json!(["0", "1", "2"]));
     assert_eq!(alone["base_id"].as_str(), Some(fixture.encoder.id().to_string().as_str()));
 
     let full = fixture.run("inspect @encoder.rpa --base @encoder.rpb --format json").json();
     assert_eq!(full["sites"][1]["name"], fixture.encoder.site_names[8].as_str());
     assert_eq!(number(&full["sites"][1], "payload_bytes"), 150);
     assert_eq!(number(&full["head"], "payload_bytes"), 45);
-    assert_eq!(full["head"]["labels"], serde_json::json!(["0", "1", "2"]));
     assert_eq!(full["self_test"]["check"]["equal"], true);
     assert_eq!(full["self_test"]["digest"], format!("{:#018x}", adapter.body().self_test.digest));
 
     let text = fixture.run("inspect @encoder.rpa --base @encoder.rpb").text();
-    for expected in ["tiny, version 1", "(tiny-encoder)", "digest 0x", "(computed again: equal)", "r(d+k) bytes", "3 outputs with bias"] {
+    for expected in [
+        "tiny, version 1",
+        "(tiny-encoder)",
+        "digest 0x",
+        "(computed again: equal)",
+        "r(d+k) bytes",
+        "3 outputs with bias",
+    ] {
         assert!(text.contains(expected), "{expected:?} is not in\n{text}");
     }
     // The same adapter on the same base in another layout.
@@ -137,7 +157,11 @@ fn wrong_identities_and_digests_are_found() {
     fixture.write("untested.rpa", &data.write().unwrap());
     let ran = fixture.run("inspect @untested.rpa --base @decoder.rpb --format json");
     assert_eq!(ran.code, exit::BAD_INPUT);
-    assert!(ran.err.contains("self-test digest does not fit the content: expected 0x0000000000000000"), "{}", ran.err);
+    assert!(
+        ran.err.contains("self-test digest does not fit the content: expected 0x0000000000000000"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -152,7 +176,10 @@ fn a_published_model_becomes_a_base_image() {
     assert_eq!((m4["layout"].as_str(), m0["layout"].as_str()), (Some("Dsp4x4"), Some("RowMajor")));
     assert_eq!(m4["base_id"], m0["base_id"], "one adapter serves both");
     let report = fixture.run("inspect @m4.rpb --format json").json();
-    assert_eq!((&report["identity"]["computed"], &report["identity"]["equal"]), (&m4["base_id"], &Value::Bool(true)));
+    assert_eq!(
+        (&report["identity"]["computed"], &report["identity"]["equal"]),
+        (&m4["base_id"], &Value::Bool(true))
+    );
     assert_eq!(number(&report["arena"], "total"), number(&m4, "arena_bytes"));
     let rows = rankpatch(&format!("base build --from {} --pass-rows 0 -o x.rpb", from.display()));
     rows.fails(exit::USAGE, "--pass-rows");

@@ -80,7 +80,7 @@ pub(super) fn forward(sequence: &Sequence<'_>, kv_head: usize, log_sums: &mut [f
                         },
                     );
                     hidden.fill(0.0);
-                    log_sums[start + i] = largest + sum.ln();
+                    log_sums[start + i] = largest + math::ln(f64::from(sum)) as f32;
                     inverse[i] = 1.0 / sum;
                 }
                 let y = &mut y[start * head_size..][..count * head_size];

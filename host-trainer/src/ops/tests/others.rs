@@ -120,6 +120,16 @@ fn elementary_functions_are_exact_to_a_few_units() {
 }
 
 #[test]
+fn own_logarithm_is_the_logarithm() {
+    let mut rng = Rng::new(9, "ln");
+    for _ in 0..10_000 {
+        let x = f64::from_bits(rng.next_u64() >> 2 | 1 << 60).min(1e300);
+        assert!((math::ln(x) - x.ln()).abs() <= 4e-15 * x.ln().abs().max(1.0), "ln {x}");
+    }
+    assert_eq!(math::ln(1.0), 0.0);
+}
+
+#[test]
 fn moved_rows() {
     let (batch, seq, width) = (4, 5, 6);
     let x = variable("x", &[batch * seq, width]);

@@ -1,0 +1,292 @@
+//! The firmware in QEMU, over its serial line: same bits as the device's code on the host, for both bases and all
+//! adapters; refusals that change nothing; uploads that go on where they stopped.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use rankpatch::client::{ClientError, Device, Options, Sampling, Tcp, Transport};
+use rankpatch::sim::{self, Input, Simulator};
+use rankpatch_format::adapter::{HEADER_BYTES, TRAILER_BYTES};
+use rankpatch_format::base::Base;
+use rankpatch_format::crc32;
+use rankpatch_format::fixture;
+use rankpatch_format::layout::Layout;
+use rankpatch_format::link::{ErrorCode, Mode};
+use rankpatch_format::write::AdapterData;
+use xtask::board::Board;
+use xtask::firmware;
+use xtask::qemu::{Options as Emulation, Qemu};
+
+use crate::{BASES, TASKS, adapter, golden_clips, image, path};
+
+/// A booted board and a client of it.
+struct Running {
+    device: Device<Tcp>,
+    qemu: Qemu,
+    simulator: Simulator,
+}
+
+/// Boots the firmware with a carried base in its partition.
+fn boot(base: &str, name: &str) -> Running {
+    let board = Board::find("qemu-mps2-an386").unwrap();
+    let elf = firmware::build(&board, "firmware").unwrap();
+    let image = image(base, Layout::Dsp4x4);
+    let folder = path("target/tests");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join(format!("{name}.rpb"));
+    std::fs::write(&file, image.bytes()).unwrap();
+    let images = vec![(file, board.base.origin)];
+    let qemu = Qemu::boot(&board, &elf, &Emulation { images, ..Emulation::default() }).unwrap();
+    let transport = Tcp::connect(&qemu.link_address().to_string()).unwrap();
+    let device = Device::new(transport, Options::default()).unwrap();
+    Running { device, qemu, simulator: Simulator::new(image).unwrap() }
+}
+
+/// A clip of features for KWT-1, a text for the story model.
+enum Task {
+    Clip(Vec<f32>),
+    Text(&'static str),
+}
+
+fn task(base: &str) -> Task {
+    if base == "kwt1" {
+        let (clips, _) = golden_clips();
+        Task::Clip(clips.into_iter().nth(7).unwrap())
+    } else {
+        Task::Text("play the newest song of the week")
+    }
+}
+
+impl Running {
+    /// What the device computes, and what the host does.
+    fn outputs(&mut self, task: &Task, host: &Simulator) -> (Vec<u32>, Vec<u32>) {
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect();
+        match task {
+            Task::Clip(clip) => {
+                let found = self.device.run_features(clip, 98).unwrap();
+                (bits(&found.values), bits(&host.outputs(&[Input::Features(clip)]).unwrap()[0]))
+            }
+            Task::Text(text) => {
+                let found = self.device.run_text(text).unwrap();
+                let ids = host.encode(text).unwrap();
+                (bits(&found.values), bits(&host.outputs(&[Input::Tokens(&ids)]).unwrap()[0]))
+            }
+        }
+    }
+}
+
+#[test]
+fn host_and_cortex_m4_have_the_same_bits() {
+    for base in BASES {
+        let mut running = boot(base, &format!("bits-{base}"));
+        let task = task(base);
+        let plain_host = running.simulator.clone();
+        let (plain, expected) = running.outputs(&task, &plain_host);
+        assert!(plain == expected, "{base}: the plain base differs");
+        let mut files: Vec<(String, Vec<u8>)> = TASKS
+            .iter()
+            .filter(|(_, its_base)| *its_base == base)
+            .map(|(task, _)| ((*task).to_owned(), adapter(task)))
+            .collect();
+        files.push(("random".to_owned(), random_adapter(&running.simulator)));
+        for (slot, (name, file)) in (0u8..).zip(&files) {
+            let upload = running.device.upload(slot, file, |_| {}).unwrap();
+            assert_eq!(upload.installed.file_bytes as usize, file.len());
+            for mode in [Mode::Streamed, Mode::Merged] {
+                let activated = running.device.activate(slot, mode).unwrap();
+                let host = running.simulator.clone().with_adapter(file.clone(), mode).unwrap();
+                assert_eq!(activated.weight_bytes_copied == 0, mode == Mode::Streamed);
+                let (found, expected) = running.outputs(&task, &host);
+                assert!(found == expected, "{base} with {name}, {mode:?}: host and device differ");
+                assert!(found != plain, "{base} with {name}, {mode:?}: nothing has changed");
+                assert_eq!(running.device.self_test().unwrap().digest, host.self_test_digest().unwrap());
+            }
+            running.device.detach().unwrap();
+            assert!(running.outputs(&task, &plain_host).0 == plain, "{base}: not restored after {name}");
+        }
+        let statistics = running.device.statistics().unwrap();
+        assert_eq!(statistics.failed_self_tests, 0);
+        assert_eq!(statistics.bad_frames, 0);
+        assert!(statistics.peak_stack_bytes < 16 * 1024, "{} bytes of stack", statistics.peak_stack_bytes);
+        running.qemu.stop();
+    }
+}
+
+/// Every site at another rank, factors that nothing was trained into, digest measured on the host.
+fn random_adapter(simulator: &Simulator) -> Vec<u8> {
+    let network = rankpatch_format::write::Network::read(&simulator.base().unwrap());
+    let sites: Vec<(u16, usize)> = (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 9)).collect();
+    let data = fixture::adapter(&network, &sites, None, 0.05, 17);
+    sealed(&data, simulator)
+}
+
+fn sealed(data: &AdapterData, simulator: &Simulator) -> Vec<u8> {
+    let file = data.write().unwrap();
+    let mut data = data.clone();
+    data.self_test.digest =
+        simulator.clone().with_adapter(file, Mode::Streamed).unwrap().self_test_digest().unwrap();
+    data.write().unwrap()
+}
+
+#[test]
+fn stories_and_names_are_the_same_on_host_and_device() {
+    let mut running = boot("stories260k", "stories");
+    let sampling = |temperature, seed| {
+        let device = Sampling { max_tokens: 40, temperature, seed };
+        (device, sim::Sampling { max_tokens: 40, temperature, seed })
+    };
+    let mut compare = |host: &Simulator, prompt: &str, temperature: f32, seed: u32| {
+        let (on_device, on_host) = sampling(temperature, seed);
+        let found = running.device.generate(prompt, on_device, |_, _| {}).unwrap();
+        let expected = host.generate(prompt, on_host, |_| {}).unwrap();
+        assert_eq!((found.digest, &found.ids), (expected.digest, &expected.ids), "{prompt:?} at {temperature}");
+        String::from_utf8_lossy(&found.text).into_owned()
+    };
+    let plain = running.simulator.clone();
+    let story = compare(&plain, "", 0.0, 0);
+    assert!(story.starts_with("Once upon a time, there was a little girl named Lily."), "{story}");
+    compare(&plain, "The dog", 0.9, 5);
+    let file = adapter("names");
+    running.device.upload(2, &file, |_| {}).unwrap();
+    running.device.activate(2, Mode::Streamed).unwrap();
+    let named = plain.clone().with_adapter(file, Mode::Streamed).unwrap();
+    let mut compare = |host: &Simulator, prompt: &str, temperature: f32, seed: u32| {
+        let (on_device, on_host) = sampling(temperature, seed);
+        let found = running.device.generate(prompt, on_device, |_, _| {}).unwrap();
+        let expected = host.generate(prompt, on_host, |_| {}).unwrap();
+        assert_eq!((found.digest, &found.ids), (expected.digest, &expected.ids), "{prompt:?} at {temperature}");
+        String::from_utf8_lossy(&found.text).into_owned()
+    };
+    for seed in 1..6 {
+        let name = compare(&named, "", 0.7, seed);
+        assert!(name.len() < 20 && name.chars().all(|c| c.is_ascii_lowercase()), "no name: {name:?}");
+    }
+}
+
+fn refusal(result: Result<impl std::fmt::Debug, ClientError>) -> ErrorCode {
+    match result.unwrap_err() {
+        ClientError::Refused { refusal, .. } => refusal.code,
+        other => panic!("expected a refusal, found {other}"),
+    }
+}
+
+/// `file` changed by `change`, with its checksum made right again.
+fn resealed(file: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut file = file[..file.len() - TRAILER_BYTES].to_vec();
+    change(&mut file);
+    let len = (file.len() + TRAILER_BYTES) as u32;
+    file[4..HEADER_BYTES].copy_from_slice(&len.to_le_bytes());
+    let crc = crc32(&file);
+    file.extend(crc.to_le_bytes());
+    file
+}
+
+#[test]
+fn bad_adapters_are_refused_and_the_active_one_stays() {
+    let mut running = boot("stories260k", "refusals");
+    let good = adapter("names");
+    running.device.upload(0, &good, |_| {}).unwrap();
+    running.device.activate(0, Mode::Streamed).unwrap();
+    let sampling = Sampling { max_tokens: 12, temperature: 0.0, seed: 1 };
+    let expected = running.device.generate("", sampling, |_, _| {}).unwrap();
+    let network = rankpatch_format::write::Network::read(&running.simulator.base().unwrap());
+    let data = fixture::adapter(&network, &[(0, 3), (4, 2)], None, 0.1, 3);
+    let changed = |change: &dyn Fn(&mut AdapterData)| {
+        let mut data = data.clone();
+        change(&mut data);
+        data.write().unwrap()
+    };
+    let mut flipped = good.clone();
+    flipped[1000] ^= 4;
+    let mut magic = good.clone();
+    magic[0] = b'X';
+    let mut version = good.clone();
+    version[3] = 9;
+    let bad: Vec<(ErrorCode, Vec<u8>)> = vec![
+        (ErrorCode::WrongBase, adapter("speaker")),
+        (ErrorCode::Truncated, good[..good.len() - 5].to_vec()),
+        (ErrorCode::TrailingBytes, [&good[..], &[0]].concat()),
+        (ErrorCode::Corrupt, flipped),
+        (ErrorCode::BadMagic, magic),
+        (ErrorCode::UnknownVersion, version),
+        (ErrorCode::TrailingBytes, resealed(&good, |file| file.push(1))),
+        (ErrorCode::RankOutOfRange, changed(&|a| a.patches[0].scales.clear())),
+        (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::NAN)),
+        (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::ZERO)),
+        (ErrorCode::UnknownSite, changed(&|a| a.patches[1].site = 36)),
+        (ErrorCode::DuplicateSite, changed(&|a| a.patches[1].site = 0)),
+        (ErrorCode::SitesOutOfOrder, changed(&|a| a.patches.swap(0, 1))),
+        (ErrorCode::NothingToApply, changed(&|a| a.patches.clear())),
+    ];
+    for (code, file) in bad {
+        assert_eq!(refusal(running.device.upload(1, &file, |_| {})), code);
+        assert!(running.device.slot(1).unwrap().adapter.is_none(), "{code:?}: the file stayed");
+        assert_eq!(refusal(running.device.activate(1, Mode::Streamed)), ErrorCode::EmptySlot);
+    }
+    // Valid but with another digest than this device computes: it is installed, but not kept active.
+    running.device.upload(1, &data.write().unwrap(), |_| {}).unwrap();
+    assert_eq!(refusal(running.device.activate(1, Mode::Streamed)), ErrorCode::SelfTestFailed);
+    assert_eq!(refusal(running.device.activate(1, Mode::Merged)), ErrorCode::SelfTestFailed);
+    assert_eq!(refusal(running.device.activate(9, Mode::Streamed)), ErrorCode::NoSuchSlot);
+    assert_eq!(refusal(running.device.upload(0, &good, |_| {})), ErrorCode::SlotActive);
+    assert_eq!(refusal(running.device.remove(0)), ErrorCode::SlotActive);
+    assert_eq!(refusal(running.device.upload(1, &vec![0; 70_000], |_| {})), ErrorCode::OutOfRange);
+    assert_eq!(refusal(running.device.run_features(&[0.0; 40], 1)), ErrorCode::WrongInput);
+    let long = "word ".repeat(180);
+    assert!(matches!(refusal(running.device.run_text(&long)), ErrorCode::SequenceTooLong), "a prompt too long");
+    let after = running.device.generate("", sampling, |_, _| {}).unwrap();
+    assert_eq!((after.digest, after.ids), (expected.digest, expected.ids), "the active adapter has changed");
+    assert_eq!(running.device.info().unwrap().active.unwrap().slot, 0);
+}
+
+/// A port that breaks after some bytes.
+struct Breaking<T> {
+    port: T,
+    left: usize,
+}
+
+impl<T: Transport> Transport for Breaking<T> {
+    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.left = self.left.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::BrokenPipe)?;
+        self.port.send(bytes)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8], deadline: Instant) -> std::io::Result<usize> {
+        self.port.receive(buffer, deadline)
+    }
+}
+
+/// Garbage on the wire is passed over, and an upload that broke off goes on where it stopped.
+#[test]
+fn broken_uploads_go_on() {
+    let running = boot("stories260k", "resume");
+    let address = running.qemu.link_address().to_string();
+    drop(running.device);
+    let mut stream = running.qemu.connect(Duration::from_secs(10)).unwrap();
+    stream.write_all(&[7, 9, 0, 0, 1, 255, 3, 0]).unwrap();
+    drop(stream);
+    let file = adapter("intent");
+    let open = || Tcp::connect(&address).unwrap();
+    let port = Breaking { port: open(), left: 20_000 };
+    let broken = Device::new(port, Options::default()).unwrap().upload(3, &file, |_| {});
+    assert!(matches!(broken, Err(ClientError::Io { .. })), "{broken:?}");
+    let mut device = Device::new(open(), Options::default()).unwrap();
+    let upload = device.upload(3, &file, |_| {}).unwrap();
+    assert!(upload.resumed_at >= 10_000, "went on at {}", upload.resumed_at);
+    assert!(upload.wire.sent_bytes < 40_000, "{} bytes were sent again", upload.wire.sent_bytes);
+    assert_eq!(device.activate(3, Mode::Streamed).unwrap().n_patches, 35);
+    assert!(device.statistics().unwrap().bad_frames >= 1);
+}
+
+/// A partition without a base: the device answers, and says so.
+#[test]
+fn a_device_without_a_base_says_so() {
+    let board = Board::find("qemu-mps2-an386").unwrap();
+    let elf = firmware::build(&board, "firmware").unwrap();
+    let qemu = Qemu::boot(&board, &elf, &Emulation::default()).unwrap();
+    let transport = Tcp::connect(&qemu.link_address().to_string()).unwrap();
+    let mut device = Device::new(transport, Options::default()).unwrap();
+    assert_eq!(refusal(device.info()), ErrorCode::NoBase);
+    let image = image("stories260k", Layout::Dsp4x4);
+    assert!(Base::new(image.bytes()).is_ok());
+}
