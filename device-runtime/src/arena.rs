@@ -76,11 +76,11 @@ impl Counts {
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
                 Op::Attention { k, causal, .. } => {
-                    let keys = if causal { context } else { base.value(k).rows.count(pass) };
+                    let keys = base.value(k).rows.count(if causal { context } else { pass });
                     counts.scores = counts.scores.max(keys);
                     if causal {
                         let width = base.value(k).width as usize;
-                        counts.kv = counts.kv.saturating_add(context.saturating_mul(2).saturating_mul(width));
+                        counts.kv = counts.kv.saturating_add(keys.saturating_mul(2).saturating_mul(width));
                     }
                 }
                 _ => {}
@@ -89,6 +89,7 @@ impl Counts {
         // A task head is one more linear operator, on one row.
         counts.codes = counts.codes.max(stride(counts.pooled));
         counts.rows = counts.rows.max(1);
+        counts.acc = counts.acc.max(1);
         counts
     }
 

@@ -11,9 +11,10 @@ use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::graph::{Op, ValueId};
 
 use crate::arena::{Arena, stride};
+use crate::attention::{Heads, attend};
 use crate::linear::{Codes, Scratch, linear};
 use crate::merge::{MergedCursor, merge, merged_bytes};
-use crate::ops::{self, Heads};
+use crate::ops;
 use crate::{Error, Result, kernels};
 
 /// What attaching did.
@@ -203,9 +204,12 @@ impl<'a> Engine<'a> {
         for (at, part) in tokens.chunks(pass_rows.max(1)).enumerate() {
             self.pass(&Input::Tokens(part), part.len());
             if let Output::Base(last) = self.output {
-                for row in 0..=last {
+                // A network that does not stream says nothing about a row before the last.
+                let first = if self.base.streaming() { 0 } else { last };
+                for row in first..=last {
                     self.output = Output::Base(row);
-                    each(at * pass_rows + row, self.output());
+                    let index = if self.base.streaming() { at * pass_rows + row } else { tokens.len() - 1 };
+                    each(index, self.output());
                 }
             }
         }
@@ -227,12 +231,13 @@ impl<'a> Engine<'a> {
     }
 
     fn check_rows(&mut self, found: usize) -> Result<()> {
-        if !self.base.streaming() {
-            self.reset();
-        }
-        let expected = self.context - self.position;
+        let restarts = !self.base.streaming();
+        let expected = self.context - if restarts { 0 } else { self.position };
         if found == 0 || found > expected {
             return Err(Error::SequenceTooLong { expected, found });
+        }
+        if restarts {
+            self.reset();
         }
         Ok(())
     }
@@ -418,7 +423,8 @@ impl<'a> Engine<'a> {
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
                 let heads = Heads { n_heads: n_heads.into(), n_kv_heads: n_kv_heads.into(), scale };
                 let cache = if causal {
-                    let len = 2 * self.context * base.value(k).width as usize;
+                    let k = base.value(k);
+                    let len = 2 * k.rows.count(self.context) * k.width as usize;
                     let (cache, rest) =
                         core::mem::take(&mut kv).split_at_mut_checked(len).unwrap_or_default();
                     kv = rest;
@@ -459,7 +465,8 @@ impl<'a> Engine<'a> {
         // The mean is taken here, so that the sums can go on growing: scaling a vector does not change its codes.
         let mut scale = kernels::quantize(pooled, codes);
         if head.info.pooling == Pooling::Mean {
-            scale /= self.position as f32;
+            let features = self.base.value(self.base.manifest().features);
+            scale /= features.rows.count(self.position) as f32;
         }
         let bias = head.bias().map(Some).chain(core::iter::repeat(None));
         // Row by row, so that heads may have more outputs than the base has anywhere.
@@ -536,12 +543,18 @@ impl Pass<'_, '_> {
         scores: &mut [f32],
     ) {
         let (q_width, kv_width) = (self.base.value(q).width as usize, self.base.value(k).width as usize);
-        let ranges = [self.range(q), self.range(k), self.range(v), self.range(index)];
-        let Ok([q, k, v, y]) = self.values.get_disjoint_mut(ranges) else { return };
+        // q, k and v may be one value; the plan keeps y apart from all of them.
+        let (places, to) = ([q, k, v].map(|id| self.range(id)), self.range(index));
+        let Some((before, rest)) = self.values.split_at_mut_checked(to.start) else { return };
+        let Some((y, after)) = rest.split_at_mut_checked(to.len()) else { return };
+        let [q, k, v] = places.map(|place| {
+            let shifted = || Some(place.start.checked_sub(to.end)?..place.end - to.end);
+            before.get(place.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
+        });
         let queries = q.chunks_exact(q_width.max(1)).zip(y.chunks_exact_mut(q_width.max(1)));
         let Some(cache) = cache else {
             for (q, y) in queries {
-                ops::attend(q, k, v, y, scores, heads);
+                attend(q, k, v, y, scores, heads);
             }
             return;
         };
@@ -555,7 +568,7 @@ impl Pass<'_, '_> {
         for (position, (q, y)) in (self.position..).zip(queries) {
             let seen = ..(position + 1) * kv_width;
             let (keys, values) = (keys.get(seen).unwrap_or(&[]), values.get(seen).unwrap_or(&[]));
-            ops::attend(q, keys, values, y, scores, heads);
+            attend(q, keys, values, y, scores, heads);
         }
     }
 

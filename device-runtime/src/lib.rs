@@ -15,6 +15,7 @@
 )]
 
 mod arena;
+mod attention;
 mod engine;
 mod error;
 pub mod kernels;

@@ -25,8 +25,8 @@ pub fn merged_bytes(base: &Base<'_>, adapter: &Adapter<'_>) -> usize {
             row = row.max((site.weight.cols * 5).next_multiple_of(ALIGN));
             matrix_bytes(&site.weight)
         })
-        .sum();
-    matrices + row
+        .fold(0, usize::saturating_add);
+    matrices.saturating_add(row)
 }
 
 /// Merges every patch of `adapter` into `buffer`, which has [`merged_bytes`] bytes and the alignment [`ALIGN`]. Returns the

@@ -42,58 +42,6 @@ pub(crate) fn rope(x: &mut [f32], width: usize, inv_freq: &[f32], position: usiz
     }
 }
 
-/// The heads of an attention operator.
-#[derive(Clone, Copy)]
-pub(crate) struct Heads {
-    pub(crate) n_heads: usize,
-    pub(crate) n_kv_heads: usize,
-    pub(crate) scale: f32,
-}
-
-/// y = softmax(scale q k^T) v for one query row over the key rows that `k` and `v` hold.
-///
-/// `q`, `y`: `[n_heads * head_size]`; `k`, `v`: `[keys, n_kv_heads * head_size]`; `scores`: room for one number a key.
-/// Sums over keys run in order; the scores' sum and the dot products in four lanes.
-pub(crate) fn attend(q: &[f32], k: &[f32], v: &[f32], y: &mut [f32], scores: &mut [f32], heads: Heads) {
-    let head_size = (q.len() / heads.n_heads.max(1)).max(1);
-    let kv_width = (head_size * heads.n_kv_heads).max(1);
-    let group = (heads.n_heads / heads.n_kv_heads.max(1)).max(1);
-    let (keys, values) = (k.chunks_exact(kv_width), v.chunks_exact(kv_width));
-    let Some(scores) = scores.get_mut(..keys.len()) else { return };
-    for (head, (q, y)) in q.chunks_exact(head_size).zip(y.chunks_exact_mut(head_size)).enumerate() {
-        let start = head / group * head_size;
-        let part = start..start + head_size;
-        for (score, key) in scores.iter_mut().zip(keys.clone()) {
-            *score = math::dot(q, key.get(part.clone()).unwrap_or(&[])) * heads.scale;
-        }
-        let max = math::max(scores);
-        scores.iter_mut().for_each(|score| *score = math::exp(*score - max));
-        let inverse = 1.0 / math::sum(scores);
-        weigh(scores, values.clone().map(|value| value.get(part.clone()).unwrap_or(&[])), y);
-        y.iter_mut().for_each(|y| *y *= inverse);
-    }
-}
-
-/// y = sum_j scores\[j\] * values\[j\], rows in order.
-fn weigh<'a>(scores: &[f32], values: impl Iterator<Item = &'a [f32]> + Clone, y: &mut [f32]) {
-    // Eight columns at a time stay in registers over all rows.
-    let (groups, tail) = y.as_chunks_mut::<8>();
-    for (at, group) in groups.iter_mut().enumerate() {
-        let mut sum = [0.0; 8];
-        for (score, value) in scores.iter().zip(values.clone()) {
-            let Some(value) = value.get(8 * at..).and_then(<[f32]>::first_chunk::<8>) else { continue };
-            sum.iter_mut().zip(value).for_each(|(sum, value)| *sum += score * value);
-        }
-        *group = sum;
-    }
-    let from = 8 * groups.len();
-    tail.fill(0.0);
-    for (score, value) in scores.iter().zip(values) {
-        let value = value.get(from..).unwrap_or(&[]);
-        tail.iter_mut().zip(value).for_each(|(sum, value)| *sum += score * value);
-    }
-}
-
 /// y\[t\] = scale\[id\] * codes\[id\]: a row of an embedding table, dequantized. `codes` is scratch of one row.
 pub(crate) fn embed(table: &Matrix<'_>, id: usize, codes: &mut [i8], y: &mut [f32]) {
     let Some(codes) = codes.get_mut(..table.cols) else { return };

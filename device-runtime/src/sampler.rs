@@ -15,7 +15,11 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler. A temperature that is not a positive number is greedy.
     pub fn new(temperature: f32, seed: u32) -> Self {
-        Self { temperature, random: XorShift32::new(seed) }
+        // The generator's first numbers are small for small seeds, which people use: spread them (MurmurHash3's finalizer).
+        let mut mixed = seed.wrapping_add(0x9e37_79b9);
+        mixed = (mixed ^ mixed >> 16).wrapping_mul(0x85eb_ca6b);
+        mixed = (mixed ^ mixed >> 13).wrapping_mul(0xc2b2_ae35);
+        Self { temperature, random: XorShift32::new(mixed ^ mixed >> 16) }
     }
 
     /// The index of the next token, 0 for no logits.
@@ -68,6 +72,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// First draws of small seeds are spread over the whole range.
+    #[test]
+    fn small_seeds_draw_differently() {
+        let logits = [0.0; 64];
+        let mut first = [false; 64];
+        (0..200).for_each(|seed| first[Sampler::new(1.0, seed).next(&logits)] = true);
+        assert!(first.iter().filter(|seen| **seen).count() > 50);
     }
 
     #[test]

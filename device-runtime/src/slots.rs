@@ -103,6 +103,7 @@ impl Upload {
         if len == 0 || len as usize > expected {
             return Err(SlotError::WrongLength { expected, found: len as usize });
         }
+        // All checks come before the erase: a refusal leaves the slot as it was.
         if F::WRITE_SIZE > MAX_WRITE_SIZE || !FILE_OFFSET.is_multiple_of(F::WRITE_SIZE) {
             return Err(SlotError::Flash);
         }
@@ -113,6 +114,12 @@ impl Upload {
     /// The slot that is written.
     pub fn slot(&self) -> usize {
         self.slot
+    }
+
+    /// The file as it lies in flash, once all of it has arrived.
+    pub fn file<'p>(&self, partition: &'p [u8]) -> Option<&'p [u8]> {
+        let start = self.start + FILE_OFFSET;
+        if self.next == self.len { partition.get(start..start + self.len as usize) } else { None }
     }
 
     /// Whether a new announcement is that of this upload, so that it can go on.

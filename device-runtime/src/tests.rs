@@ -5,12 +5,13 @@ extern crate std;
 use std::vec;
 use std::vec::Vec;
 
-use rankpatch_format::adapter::Adapter;
+use rankpatch_format::adapter::{Adapter, Pooling};
 use rankpatch_format::base::Base;
 use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::fixture::{self, Aligned};
+use rankpatch_format::graph::Op;
 use rankpatch_format::layout::Layout;
-use rankpatch_format::write::{AdapterData, Network};
+use rankpatch_format::write::{AdapterData, Network, Tensor};
 
 use crate::{Engine, Error, arena_bytes, arena_layout, merged_bytes};
 
@@ -179,12 +180,12 @@ fn streamed_and_merged_follow_the_definition() {
             scales.push(scale as f32);
         }
         let tensor = dense.ops.iter().filter_map(|op| match op {
-            rankpatch_format::graph::Op::Linear { weight, .. } => Some(*weight),
+            Op::Linear { weight, .. } => Some(*weight),
             _ => None,
         });
         let id = tensor.clone().nth(usize::from(patch.site)).unwrap();
         // The tied table keeps its embedding role: only the classifier is patched, so it gets a tensor of its own.
-        dense.tensors.push(rankpatch_format::write::Tensor::Codes {
+        dense.tensors.push(Tensor::Codes {
             rows: site.weight.rows as u32,
             cols: site.weight.cols as u32,
             codes,
@@ -193,7 +194,7 @@ fn streamed_and_merged_follow_the_definition() {
         dense.tensor_names.push("dense".into());
         let new = dense.tensors.len() as u16 - 1;
         let mut linear = dense.ops.iter_mut().filter_map(|op| match op {
-            rankpatch_format::graph::Op::Linear { weight, .. } => Some(weight),
+            Op::Linear { weight, .. } => Some(weight),
             _ => None,
         });
         let weight = linear.nth(usize::from(patch.site)).unwrap();
@@ -364,4 +365,79 @@ fn absurd_inputs_saturate() {
     engine.attach(Adapter::new(&file, &base).unwrap()).unwrap();
     let absurd = run(&mut engine);
     assert_eq!(run(&mut engine), absurd);
+}
+
+/// A network of a few operators: floats named by number, the last operator is output and features.
+fn small(ops: Vec<Op>, tensors: Vec<Tensor>, max_rows: u32) -> Network {
+    let last = ops.len() as u16 - 1;
+    let sites = ops.iter().filter(|op| matches!(op, Op::Linear { .. })).count();
+    Network {
+        name: "small".into(),
+        tensor_names: (0..tensors.len()).map(|i| std::format!("tensor.{i}")).collect(),
+        ops,
+        tensors,
+        site_names: (0..sites).map(|i| std::format!("site.{i}")).collect(),
+        labels: Vec::new(),
+        output: last,
+        features: last,
+        max_rows,
+        vocabulary: None,
+    }
+}
+
+/// Found in review: q, k and v may be the same value.
+#[test]
+fn attention_reads_one_value_three_times() {
+    for causal in [true, false] {
+        let attention = Op::Attention { q: 0, k: 0, v: 0, n_heads: 2, n_kv_heads: 2, causal, scale: 0.5 };
+        let network = small(vec![Op::Features { width: 2 }, attention], Vec::new(), 3);
+        let image = image(&network, Layout::RowMajor, 3);
+        let base = Base::new(image.bytes()).unwrap();
+        let mut arena = memory(arena_bytes(&base, 3));
+        let mut engine = Engine::new(base, arena.bytes_mut(), 3).unwrap();
+        // One row attends to itself alone.
+        assert_eq!(engine.run_features(&[-4.5, 3.25]).unwrap(), [-4.5, 3.25]);
+    }
+}
+
+/// Found in review: a head on a base without linear operators, over prepended rows, which count for the mean.
+#[test]
+fn heads_need_no_linear_operator_and_count_prepended_rows() {
+    let token = Tensor::Floats { rows: 1, cols: 2, data: vec![2.0, -4.0] };
+    let ops = vec![Op::Features { width: 2 }, Op::PrependToken { input: 0, token: 0 }];
+    let network = small(ops, vec![token], 3);
+    let mut data = fixture::adapter(&network, &[], Some(1), 0.4, 6);
+    let head = data.head.as_mut().unwrap();
+    head.pooling = Pooling::Mean;
+    head.codes = vec![100, 50];
+    head.scales = vec![half::f16::from_f32(0.0625)];
+    head.bias = vec![];
+    data.self_test.rows = 2;
+    let file = data.write().unwrap();
+    let image = image(&network, Layout::RowMajor, 3);
+    let base = Base::new(image.bytes()).unwrap();
+    let mut arena = memory(arena_bytes(&base, 3));
+    let mut engine = Engine::new(base, arena.bytes_mut(), 3).unwrap();
+    engine.attach(Adapter::new(&file, &base).unwrap()).unwrap();
+    // The mean of (2, -4) and (6, 8) is (4, 2).
+    let output = engine.run_features(&[6.0, 8.0]).unwrap();
+    assert!((output[0] - (100.0 * 4.0 + 50.0 * 2.0) * 0.0625).abs() < 0.1, "{output:?}");
+}
+
+/// Found in review: causal attention in a network that does not stream, with as many rows as there may be.
+#[test]
+fn causal_attention_after_a_prepended_token_sees_every_row() {
+    let token = Tensor::Floats { rows: 1, cols: 2, data: vec![1.0, 1.0] };
+    let ops = vec![
+        Op::Features { width: 2 },
+        Op::PrependToken { input: 0, token: 0 },
+        Op::Attention { q: 1, k: 1, v: 1, n_heads: 1, n_kv_heads: 1, causal: true, scale: 1e-6 },
+    ];
+    let image = image(&small(ops, vec![token], 3), Layout::RowMajor, 3);
+    let base = Base::new(image.bytes()).unwrap();
+    let mut arena = memory(arena_bytes(&base, 3));
+    let mut engine = Engine::new(base, arena.bytes_mut(), 3).unwrap();
+    // With so small a scale the last row is the mean of all four.
+    let output = engine.run_features(&[3.0, 5.0, 5.0, 1.0, 7.0, 9.0]).unwrap();
+    assert!((output[0] - 4.0).abs() < 1e-3 && (output[1] - 4.0).abs() < 1e-3, "{output:?}");
 }

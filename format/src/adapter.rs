@@ -77,7 +77,7 @@ pub struct Body<'a> {
     pub task: &'a str,
     /// The base that the adapter is for.
     pub base_id: BaseId,
-    /// Sequence number: a device takes no lower one for the same task.
+    /// Sequence number of the task, for people and senders; devices do not compare it yet.
     pub sequence: u32,
     /// Method.
     pub method: Method,

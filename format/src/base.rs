@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::graph::{Op, Ops, Rows, Shape, TensorId, TensorShape, ValueId};
-use crate::layout::Layout;
+use crate::layout::{Layout, decode_dsp_word};
 use crate::tokenizer::{Tokenizer, TokenizerInfo};
 use crate::{BaseId, Error, MAX_WIDTH, Result, VERSION};
 
@@ -20,6 +20,9 @@ pub const HEADER_BYTES: usize = 32;
 pub const TENSOR_RECORD_BYTES: usize = 16;
 /// Bytes of a record of the value directory (the arena plan).
 pub const VALUE_RECORD_BYTES: usize = 12;
+
+/// Longest name of a base.
+pub const MAX_NAME_BYTES: usize = 64;
 
 /// The manifest as it is written, a postcard struct. Directories are borrowed bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -289,6 +292,10 @@ impl<'a> Base<'a> {
         if !rest.is_empty() {
             return Err(Error::Malformed { what: "tensor directory" });
         }
+        let (found, max) = (records.len() as u32, u32::from(u16::MAX));
+        if found > max {
+            return Err(Error::OutOfRange { what: "number of tensors", found, max });
+        }
         for (index, record) in records.iter().enumerate() {
             let info = TensorInfo::from_bytes(*record).ok_or(Error::Malformed { what: "tensor record" })?;
             for (what, found) in [("rows of a tensor", info.rows), ("columns of a tensor", info.cols)] {
@@ -300,7 +307,14 @@ impl<'a> Base<'a> {
             let owner = index as u16;
             if info.layout.is_some() {
                 check_scales("row", owner, self.matrix(owner).scales.iter().copied())?;
-                if self.matrix(owner).codes.contains(&i8::MIN) && info.layout == Some(Layout::RowMajor) {
+                let codes = self.matrix(owner).codes;
+                let forbidden = match info.layout {
+                    Some(Layout::Dsp4x4) => {
+                        codes.as_chunks().0.iter().any(|word| decode_dsp_word(*word).contains(&i8::MIN))
+                    }
+                    _ => codes.contains(&i8::MIN),
+                };
+                if forbidden {
                     return Err(Error::Malformed { what: "int8 code (-128 is not a code)" });
                 }
             } else if let Some(at) = self.floats(owner).iter().position(|x| !x.is_finite()) {
@@ -432,6 +446,10 @@ impl<'a> Base<'a> {
     }
 
     fn check_names(&self) -> Result<()> {
+        let (found, max) = (self.manifest.name.len() as u32, MAX_NAME_BYTES as u32);
+        if found > max {
+            return Err(Error::OutOfRange { what: "length of the base's name", found, max });
+        }
         let sites = count_names(self.manifest.sites).ok_or(Error::Malformed { what: "site names" })?;
         if sites != u32::from(self.n_sites) {
             return Err(Error::ShapeMismatch {

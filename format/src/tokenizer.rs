@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// Longest piece, in bytes: one fits into a message.
+pub const MAX_PIECE_BYTES: u32 = 256;
+
 /// Where the tokenizer lies and which ids are special.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerInfo {
@@ -82,6 +85,14 @@ impl<'a> Tokenizer<'a> {
         }
         if let Some(at) = this.scores.iter().position(|score| !score.is_finite()) {
             return Err(Error::NotFinite { what: "token score", index: at as u32 });
+        }
+        let longest = (0..info.vocab_size as u16).map(|id| this.piece(id).len()).max().unwrap_or(0) as u32;
+        if longest > MAX_PIECE_BYTES {
+            return Err(Error::OutOfRange {
+                what: "length of a piece",
+                found: longest,
+                max: MAX_PIECE_BYTES,
+            });
         }
         let ascending = this.ends.is_sorted() && this.ends.last().copied() == Some(this.bytes.len() as u32);
         let known = this.order.iter().all(|id| u32::from(*id) <= max);

@@ -72,7 +72,11 @@ impl Decoder {
         for layer in 0..LAYERS {
             let mut parts = BTreeMap::new();
             for (name, out, inner) in shapes {
-                let a = Var::from_vec(Rng::new(1, name).kaiming_uniform(inner, RANK * inner), (RANK, inner), &Device::Cpu)?;
+                let a = Var::from_vec(
+                    Rng::new(1, name).kaiming_uniform(inner, RANK * inner),
+                    (RANK, inner),
+                    &Device::Cpu,
+                )?;
                 let b = Var::from_tensor(&(matrix(out, RANK)? * 0.1)?)?;
                 params.insert(format!("layers.{layer}.{name}.lora_a"), Param::new(a.clone()));
                 params.insert(format!("layers.{layer}.{name}.lora_b"), Param::new(b.clone()));

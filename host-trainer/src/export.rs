@@ -67,9 +67,16 @@ pub fn quantize(adapter: &FloatAdapter, network: &Network, sequence: u32) -> Res
         let site = &factors.site;
         let (rank, inner, out) = (site.rank, site.in_features, site.out_features);
         let scales = site_scales(network, site)?;
-        let codes =
-            quant::quantize_lora(&factors.lora_a, &factors.lora_b, rank, inner, out, scales, site.scaling as f32)
-                .map_err(|source| Error::Quant { tensor: site.name.clone(), source })?;
+        let codes = quant::quantize_lora(
+            &factors.lora_a,
+            &factors.lora_b,
+            rank,
+            inner,
+            out,
+            scales,
+            site.scaling as f32,
+        )
+        .map_err(|source| Error::Quant { tensor: site.name.clone(), source })?;
         Ok(PatchData { site: site.index, scales: codes.c, lora_a: codes.a, lora_b: codes.b })
     });
     let patches = patches.collect::<Result<Vec<_>>>()?;

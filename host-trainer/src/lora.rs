@@ -95,7 +95,8 @@ impl LoraConfig {
         let sites: Vec<Candidate<'_>> = candidates(network);
         let known = || sites.iter().map(|site| site.name).collect::<Vec<_>>().join(", ");
         let no_site = |pattern: &str| TrainError::NoSite { pattern: pattern.to_owned(), known: known() };
-        let excluded = |site: &Candidate<'_>| self.exclude_modules.iter().any(|pattern| fits(pattern, site.name));
+        let excluded =
+            |site: &Candidate<'_>| self.exclude_modules.iter().any(|pattern| fits(pattern, site.name));
         let mut bound = Vec::new();
         let all = self.target_modules.iter().any(|pattern| pattern == ALL_LINEAR);
         for pattern in self.target_modules.iter().filter(|pattern| *pattern != ALL_LINEAR) {
@@ -252,13 +253,16 @@ fn fits(pattern: &str, name: &str) -> bool {
     if pattern.contains('*') {
         return glob(pattern.as_bytes(), name.as_bytes());
     }
-    name.strip_suffix(pattern).is_some_and(|before| !pattern.is_empty() && (before.is_empty() || before.ends_with('.')))
+    name.strip_suffix(pattern)
+        .is_some_and(|before| !pattern.is_empty() && (before.is_empty() || before.ends_with('.')))
 }
 
 fn glob(pattern: &[u8], name: &[u8]) -> bool {
     match pattern.split_first() {
         None => name.is_empty(),
         Some((b'*', rest)) => (0..=name.len()).any(|taken| glob(rest, &name[taken..])),
-        Some((first, rest)) => name.split_first().is_some_and(|(head, tail)| head == first && glob(rest, tail)),
+        Some((first, rest)) => {
+            name.split_first().is_some_and(|(head, tail)| head == first && glob(rest, tail))
+        }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 /// Hyperparameters of AdamW.
@@ -82,7 +82,9 @@ pub struct StepReport {
 #[non_exhaustive]
 pub enum OptimError {
     /// A parameter has no gradient: the loss does not depend on it.
-    #[error("parameter {name} has no gradient, expected one for each of the {expected} parameters: is it bound to the model?")]
+    #[error(
+        "parameter {name} has no gradient, expected one for each of the {expected} parameters: is it bound to the model?"
+    )]
     NoGradient {
         /// The parameter.
         name: String,
@@ -90,7 +92,9 @@ pub enum OptimError {
         expected: usize,
     },
     /// The gradients are not finite. Nothing was changed.
-    #[error("the norm of the gradients is {found}, expected a finite number: lower the learning rate or clip")]
+    #[error(
+        "the norm of the gradients is {found}, expected a finite number: lower the learning rate or clip"
+    )]
     NotFinite {
         /// The norm.
         found: f64,
@@ -201,10 +205,14 @@ impl AdamW {
         };
 
         let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let mut values = to_host(self.params.values().map(|param| param.var.as_tensor()))?;
         self.state.step += 1;
         let t = self.state.step as f64;
         let (correct1, correct2) = (1.0 - beta1.powf(t), 1.0 - beta2.powf(t));
-        for ((param, moments), grad) in self.params.values().zip(self.state.moments.values_mut()).zip(grads) {
+        let moments = self.state.moments.values_mut();
+        for (((param, moments), grad), values) in
+            self.params.values().zip(moments).zip(&grads).zip(&mut values)
+        {
             let rate = rate * param.rate_factor;
             let keep = if param.decay { (1.0 - rate * weight_decay) as f32 } else { 1.0 };
             let update = Update {
@@ -216,10 +224,10 @@ impl AdamW {
                 root: (1.0 / correct2) as f32,
                 eps: eps as f32,
             };
-            let mut values: Vec<f32> = param.var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
-            update.apply(&mut values, moments, &grad);
-            let values = Tensor::from_vec(values, param.var.shape(), &Device::Cpu)?;
-            param.var.set(&values.to_device(param.var.device())?)?;
+            update.apply(values, moments, grad);
+        }
+        for (param, values) in self.params.values().zip(values) {
+            param.var.set(&Tensor::from_vec(values, param.var.shape(), param.var.device())?)?;
         }
         Ok(StepReport { grad_norm, clip })
     }
@@ -229,7 +237,9 @@ impl AdamW {
         let expected = self.params.len();
         let mut found = Vec::with_capacity(expected);
         for (name, param) in &self.params {
-            let grad = grads.get(&param.var).ok_or_else(|| OptimError::NoGradient { name: name.clone(), expected })?;
+            let grad = grads
+                .get(&param.var)
+                .ok_or_else(|| OptimError::NoGradient { name: name.clone(), expected })?;
             if grad.dims() != param.var.dims() || grad.dtype() != DType::F32 {
                 return Err(OptimError::Shape {
                     name: name.clone(),
@@ -237,10 +247,27 @@ impl AdamW {
                     found: format!("{:?} {:?} (its gradient)", grad.dtype(), grad.dims()),
                 });
             }
-            found.push(grad.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?);
+            found.push(grad);
         }
-        Ok(found)
+        Ok(to_host(found.into_iter())?)
     }
+}
+
+/// The values of some tensors, in one transfer if they are on another device.
+fn to_host<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> candle_core::Result<Vec<Vec<f32>>> {
+    let flat = tensors.map(Tensor::flatten_all).collect::<candle_core::Result<Vec<_>>>()?;
+    if flat.iter().all(|tensor| tensor.device().is_cpu()) {
+        return flat.iter().map(Tensor::to_vec1).collect();
+    }
+    let all: Vec<f32> = Tensor::cat(&flat, 0)?.to_vec1()?;
+    let mut rest = all.as_slice();
+    let mut parts = Vec::with_capacity(flat.len());
+    for tensor in &flat {
+        let (part, after) = rest.split_at(tensor.elem_count());
+        parts.push(part.to_vec());
+        rest = after;
+    }
+    Ok(parts)
 }
 
 /// The numbers of one step for one parameter.
@@ -271,6 +298,8 @@ impl Update {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::rng::Rng;
 
@@ -317,7 +346,8 @@ mod tests {
                 p[i] *= 1.0 - 0.05 * 0.1;
                 m[i] = 0.9 * m[i] + 0.1 * g;
                 v[i] = 0.999 * v[i] + 0.001 * g * g;
-                p[i] -= 0.05 * (m[i] / (1.0 - 0.9f64.powi(t))) / ((v[i] / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
+                p[i] -= 0.05 * (m[i] / (1.0 - 0.9f64.powi(t)))
+                    / ((v[i] / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
             }
         }
         for (found, expected) in values(&params).iter().zip(&p) {
@@ -332,11 +362,14 @@ mod tests {
         for _ in 0..5 {
             optim.step(&loss(&params), 0.01).unwrap();
         }
-        let saved_state: AdamWState = serde_json::from_str(&serde_json::to_string(optim.state()).unwrap()).unwrap();
+        let saved_state: AdamWState =
+            serde_json::from_str(&serde_json::to_string(optim.state()).unwrap()).unwrap();
         assert_eq!(&saved_state, optim.state());
         let copies: BTreeMap<String, Param> = params
             .iter()
-            .map(|(name, p)| (name.clone(), Param::new(Var::from_tensor(&p.var.detach().copy().unwrap()).unwrap())))
+            .map(|(name, p)| {
+                (name.clone(), Param::new(Var::from_tensor(&p.var.detach().copy().unwrap()).unwrap()))
+            })
             .collect();
         let mut resumed = AdamW::new(copies.clone(), AdamWConfig::default()).unwrap();
         resumed.restore(saved_state).unwrap();
@@ -360,7 +393,8 @@ mod tests {
         optim.step(&loss(&params), 0.01).unwrap();
         assert_eq!(before, params["b"].var.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         // The first step of Adam moves each value by the rate, whatever the gradient.
-        for (before, after) in a.iter().zip(params["a"].var.flatten_all().unwrap().to_vec1::<f32>().unwrap()) {
+        for (before, after) in a.iter().zip(params["a"].var.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        {
             assert!(((before - after).abs() - 0.01).abs() < 1e-5);
         }
     }

@@ -106,7 +106,8 @@ pub fn write(adapter: &FloatAdapter, base_name: &str, folder: &Path) -> Result<(
     let other_alphas = sites.iter().filter(|factors| factors.site.alpha != config.alpha);
     let peft = PeftConfig {
         peft_type: "LORA".into(),
-        task_type: head.is_none().then(|| "CAUSAL_LM".into()),
+        // With a type PEFT asks the base for methods that only a `transformers` model has; without one it takes any.
+        task_type: None,
         base_model_name_or_path: Some(base_name.to_owned()),
         inference_mode: true,
         r: config.rank,
@@ -134,8 +135,16 @@ pub fn write(adapter: &FloatAdapter, base_name: &str, folder: &Path) -> Result<(
     let mut tensors = Vec::new();
     for SiteFactors { site, lora_a, lora_b } in sites {
         let (rank, inner, out) = (site.rank, site.in_features, site.out_features);
-        tensors.push((format!("{PREFIX}{}.lora_A.weight", site.name), vec![rank, inner], files::f32_bytes(lora_a)));
-        tensors.push((format!("{PREFIX}{}.lora_B.weight", site.name), vec![out, rank], files::f32_bytes(lora_b)));
+        tensors.push((
+            format!("{PREFIX}{}.lora_A.weight", site.name),
+            vec![rank, inner],
+            files::f32_bytes(lora_a),
+        ));
+        tensors.push((
+            format!("{PREFIX}{}.lora_B.weight", site.name),
+            vec![out, rank],
+            files::f32_bytes(lora_b),
+        ));
     }
     if let Some(head) = head {
         let outputs = head.bias.len();
@@ -180,7 +189,8 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
         let Some(view) = tensors.remove(&format!("{PREFIX}{name}")) else { return Ok(None) };
         let found = view.shape().to_vec();
         let wanted: Vec<Option<usize>> = expected.into_iter().take(found.len().max(1)).collect();
-        let fits = found.iter().zip(&wanted).all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found));
+        let fits =
+            found.iter().zip(&wanted).all(|(found, wanted)| wanted.is_none_or(|wanted| wanted == *found));
         if !fits || found.is_empty() || found.len() > 2 {
             let expected = expected.into_iter().map(Option::unwrap_or_default).collect();
             return Err(Error::TensorShape { path: path.clone(), tensor: name.to_owned(), expected, found });
@@ -199,7 +209,8 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
         };
         let alpha = config.alpha_of(name);
         let scaling = config.scaling(rank, alpha);
-        let site = BoundSite { index, name: name.to_owned(), in_features, out_features, rank, alpha, scaling };
+        let site =
+            BoundSite { index, name: name.to_owned(), in_features, out_features, rank, alpha, scaling };
         sites.push(SiteFactors { site, lora_a, lora_b });
     }
     let head = match take(&format!("{HEAD}.weight"), [None, Some(features_width(network)?)])? {
@@ -208,7 +219,8 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
             let bias = take(&format!("{HEAD}.bias"), [Some(dims[0]), None])?;
             let bias = bias.map_or_else(|| vec![0.0; dims[0]], |(_, bias)| bias);
             let numbered = || (0..dims[0]).map(|class| class.to_string()).collect();
-            let labels = extra.as_ref().map(|extra| extra.labels.clone()).filter(|labels| labels.len() == dims[0]);
+            let labels =
+                extra.as_ref().map(|extra| extra.labels.clone()).filter(|labels| labels.len() == dims[0]);
             let pooling = extra.as_ref().and_then(|extra| extra.pooling).unwrap_or(Pooling::Mean);
             Some(HeadWeights { pooling, weight, bias, labels: labels.unwrap_or_else(numbered) })
         }
@@ -274,7 +286,8 @@ fn features_width(network: &Network) -> Result<usize> {
 
 fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
     let text = std::fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&text).map_err(|error| Error::field(path, "content", "the fields of an adapter", error))
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::field(path, "content", "the fields of an adapter", error))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

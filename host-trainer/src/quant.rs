@@ -125,7 +125,11 @@ impl HeadCodes {
     /// The weight that the codes stand for, [rows, cols].
     pub fn dequantize(&self) -> Vec<f32> {
         let cols = self.codes.len() / self.scales.len().max(1);
-        self.codes.iter().enumerate().map(|(i, &code)| f32::from(code) * self.scales[i / cols].to_f32()).collect()
+        self.codes
+            .iter()
+            .enumerate()
+            .map(|(i, &code)| f32::from(code) * self.scales[i / cols].to_f32())
+            .collect()
     }
 }
 
@@ -205,7 +209,8 @@ impl LoraCodes {
     pub fn dequantize(&self, row_scale: &[f32], scaling: f32) -> (Vec<f32>, Vec<f32>) {
         let rank = self.c.len();
         let inner = self.a.len() / rank.max(1);
-        let a = self.a.iter().enumerate().map(|(i, &code)| f32::from(code) * self.a_scale[i / inner]).collect();
+        let a =
+            self.a.iter().enumerate().map(|(i, &code)| f32::from(code) * self.a_scale[i / inner]).collect();
         let step = |j: usize| f64::from(self.c[j]) / (f64::from(scaling) * f64::from(self.a_scale[j]));
         let steps: Vec<f64> = (0..rank).map(step).collect();
         let b = self.b.iter().enumerate().map(|(i, &code)| {
@@ -311,7 +316,10 @@ mod tests {
         assert!(relative < 0.02, "relative error {relative}");
         for j in 0..rank {
             let largest = (0..out).map(|o| codes.b[o * rank + j].unsigned_abs()).max().unwrap();
-            assert!((120..=127).contains(&largest), "c_j is only rounded up, so the range of b is used: {largest}");
+            assert!(
+                (120..=127).contains(&largest),
+                "c_j is only rounded up, so the range of b is used: {largest}"
+            );
         }
     }
 
@@ -375,7 +383,10 @@ mod tests {
         assert_eq!(found, "lora_a[1] is NaN, expected a finite number: has the training diverged?");
         let found = message(&good.0, &good.1, &[0.1, 0.0], 1.0);
         assert_eq!(found, "row_scale[1] is 0, expected a positive finite number");
-        assert_eq!(message(&good.0, &good.1, &good.2, -1.0), "scaling is -1, expected a positive finite number");
+        assert_eq!(
+            message(&good.0, &good.1, &good.2, -1.0),
+            "scaling is -1, expected a positive finite number"
+        );
         let found = message(&good.0, &good.1, &[0.1, 1e-12], 1.0);
         assert!(found.starts_with("the scale of rank component 0 is 2.4"), "{found}");
         assert!(quantize_rows(&[f32::INFINITY], 1, 1).is_err());

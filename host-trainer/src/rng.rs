@@ -71,12 +71,13 @@ impl Rng {
     /// Normal with mean 0 and variance 1 (Marsaglia's polar method; the second number of a pair is thrown away, so that
     /// the state stays one integer).
     pub fn normal(&mut self) -> f32 {
-        let unit = |bits: u64| (bits >> 11) as f64 * (2.0 / 9_007_199_254_740_992.0) - 1.0;
+        // 24 bits and a half, so that no draw is 0 and the signs are even.
+        let symmetric = |bits: u64| ((bits >> 40) as f32 + 0.5) * (1.0 / 8_388_608.0) - 1.0;
         loop {
-            let (u, v) = (unit(self.next_u64()), unit(self.next_u64()));
+            let (u, v) = (symmetric(self.next_u64()), symmetric(self.next_u64()));
             let s = u * u + v * v;
-            if s > 0.0 && s < 1.0 {
-                return (u * (-2.0 * math::ln(s) / s).sqrt()) as f32;
+            if s < 1.0 {
+                return u * (-2.0 * math::ln(s) / s).sqrt();
             }
         }
     }

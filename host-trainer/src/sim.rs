@@ -267,6 +267,13 @@ impl Simulator {
         let base = self.image.base()?;
         let tokenizer = base.tokenizer().ok_or_else(|| self.no_tokenizer())?;
         let ends = [tokenizer.info().bos, tokenizer.info().eos];
+        if !base.streaming() {
+            return Err(Error::Batch {
+                what: "base",
+                expected: "one that goes on where it stopped, to continue a text".into(),
+                found: format!("{}, which reads a whole sequence at once", base.manifest().name),
+            });
+        }
         if let Some(head) = self.adapter()?.as_ref().and_then(Adapter::head) {
             return Err(Error::Batch {
                 what: "adapter",

@@ -10,8 +10,8 @@ use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::Digest;
 use rankpatch_format::graph::Op;
 use rankpatch_format::link::{
-    self, Active, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request,
-    Response, SlotInfo,
+    self, Active, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode,
+    Request, Response, SlotInfo,
 };
 use rankpatch_runtime::slots::{self, SlotError, Upload};
 use rankpatch_runtime::{Engine, MIN_HEAD_OUTPUTS, Sampler, arena_bytes, merged_bytes};
@@ -48,12 +48,18 @@ pub fn run<B: Board>(parts: Parts<B>) -> ! {
     };
     let arena_len = arena.len();
     let Some(mut app) = App::<B>::new(base, arena, slots, counter, stack) else {
-        let needed = arena_bytes(&base, base.manifest().max_rows as usize);
+        let needed = Needs::new(&base)
+            .map_or(usize::MAX, |needs| needs.engine_bytes.saturating_add(needs.input_bytes));
         info!("arena too small: {=usize} of {=usize} bytes", arena_len, needed);
         let sizes = (needed as u32, arena_len as u32);
         refuse_for_ever(&mut link, &mut deframer, ErrorCode::ArenaTooSmall, sizes)
     };
-    info!("base {=str}, {=u16} sites, arena {=usize} bytes", base.manifest().name, base.n_sites(), app.engine_bytes);
+    info!(
+        "base {=str}, {=u16} sites, arena {=usize} bytes",
+        base.manifest().name,
+        base.n_sites(),
+        app.engine_bytes
+    );
     loop {
         let mut bytes = [0; READ_BYTES];
         let len = link.read(&mut bytes);
@@ -113,8 +119,30 @@ fn slot_refusal(error: SlotError) -> Refusal {
         SlotError::Incomplete { expected, found } => {
             Response::Error { code: ErrorCode::Incomplete, expected, found }
         }
-        SlotError::Corrupt { expected, found } => Response::Error { code: ErrorCode::Corrupt, expected, found },
+        SlotError::Corrupt { expected, found } => {
+            Response::Error { code: ErrorCode::Corrupt, expected, found }
+        }
         _ => refuse(ErrorCode::Flash, 0, 0),
+    }
+}
+
+/// Bytes of the arena that a base needs.
+struct Needs {
+    engine_bytes: usize,
+    input_bytes: usize,
+}
+
+impl Needs {
+    /// `None` if they are more than an address can count.
+    fn new(base: &Base<'_>) -> Option<Self> {
+        let context = base.manifest().max_rows as usize;
+        let width = match base.input() {
+            Op::Features { width } => width as usize,
+            _ => 0,
+        };
+        let engine_bytes = arena_bytes(base, context).checked_add(4 * (HEAD_OUTPUTS - MIN_HEAD_OUTPUTS))?;
+        let input_bytes = context.checked_mul(width)?.checked_mul(4)?.checked_next_multiple_of(ALIGN)?;
+        Some(Self { engine_bytes, input_bytes })
     }
 }
 
@@ -154,14 +182,9 @@ impl<B: Board> App<B> {
         stack: B::Stack,
     ) -> Option<Self> {
         let arena_len = arena.len();
+        let Needs { engine_bytes, input_bytes } = Needs::new(&base)?;
         let context = base.manifest().max_rows as usize;
-        let width = match base.input() {
-            Op::Features { width } => width as usize,
-            _ => 0,
-        };
-        let engine_bytes = arena_bytes(&base, context) + 4 * (HEAD_OUTPUTS - MIN_HEAD_OUTPUTS);
         let (engine, rest) = arena.split_at_mut_checked(engine_bytes)?;
-        let input_bytes = (context * width * 4).next_multiple_of(ALIGN);
         let (features, merge) = rest.split_at_mut_checked(input_bytes)?;
         let engine = Engine::new(base, engine, context).ok()?;
         let features = bytemuck::try_cast_slice_mut(features).ok()?;
@@ -198,7 +221,10 @@ impl<B: Board> App<B> {
         let (id, request) = match link::decode::<Request<'_>>(message) {
             Ok(decoded) => decoded,
             // A frame that is whole but means nothing here can be answered; any other cannot.
-            Err(error @ (rankpatch_format::Error::Malformed { .. } | rankpatch_format::Error::TrailingBytes { .. })) => {
+            Err(
+                error @ (rankpatch_format::Error::Malformed { .. }
+                | rankpatch_format::Error::TrailingBytes { .. }),
+            ) => {
                 self.bad_frames = self.bad_frames.wrapping_add(1);
                 let id = message.get(1).copied().unwrap_or(0);
                 let code = match error {
@@ -218,8 +244,12 @@ impl<B: Board> App<B> {
                 self.generate(link, id, prompt, max_tokens, Sampler::new(temperature, seed))
             }
             Request::Output { offset } => self.send_output(link, id, offset as usize, 0),
-            Request::Run { rows } => self.run_features(rows as usize).and_then(|ticks| self.send_output(link, id, 0, ticks)),
-            Request::RunText { text } => self.run_text(text).and_then(|ticks| self.send_output(link, id, 0, ticks)),
+            Request::Run { rows } => {
+                self.run_features(rows as usize).and_then(|ticks| self.send_output(link, id, 0, ticks))
+            }
+            Request::RunText { text } => {
+                self.run_text(text).and_then(|ticks| self.send_output(link, id, 0, ticks))
+            }
             Request::Slot { slot } => self.send_slot(link, id, slot),
             Request::Info => {
                 send(link, id, &self.info());
@@ -264,9 +294,9 @@ impl<B: Board> App<B> {
             Request::Finish => self.finish(),
             Request::Remove { slot } => {
                 self.refuse_active(slot)?;
-                self.upload = None;
                 let slot_bytes = self.slots.slot_bytes();
                 slots::erase(&mut self.slots, slot_bytes, slot.into()).map_err(slot_refusal)?;
+                self.upload = self.upload.take().filter(|upload| upload.slot() != usize::from(slot));
                 Ok(Response::Done)
             }
             Request::Activate { slot, mode } => self.activate(Active { slot, mode }),
@@ -321,10 +351,17 @@ impl<B: Board> App<B> {
         self.refuse_active(slot)?;
         let index = usize::from(slot);
         if !self.upload.as_ref().is_some_and(|upload| upload.is_for(index, len, crc)) {
-            self.upload = None;
             let slot_bytes = self.slots.slot_bytes();
-            let upload = Upload::begin(&mut self.slots, slot_bytes, index, len, crc).map_err(slot_refusal)?;
-            self.upload = Some(upload);
+            match Upload::begin(&mut self.slots, slot_bytes, index, len, crc) {
+                Ok(upload) => self.upload = Some(upload),
+                Err(error) => {
+                    // Only a failing flash has touched anything.
+                    if error == SlotError::Flash {
+                        self.upload = None;
+                    }
+                    return Err(slot_refusal(error));
+                }
+            }
             info!("upload of {=u32} bytes into slot {=u8}", len, slot);
         }
         Ok(Response::Progress { next: self.upload.as_ref().map_or(0, Upload::next) })
@@ -332,20 +369,23 @@ impl<B: Board> App<B> {
 
     fn finish(&mut self) -> Result<Response<'static>, Refusal> {
         let upload = self.upload.as_ref().ok_or(refuse(ErrorCode::NoUpload, 1, 0))?;
-        // What is not an adapter for this base is refused before it becomes valid. The file is read where it will stay.
         let (slot, slot_bytes) = (upload.slot(), self.slots.slot_bytes());
-        let finished = upload.finish(&mut self.slots, |slots| slots.bytes());
-        if let Err(error @ SlotError::Incomplete { .. }) = finished {
-            return Err(slot_refusal(error));
+        // What is not an adapter for this base is refused before it becomes valid. The file is read where it will stay.
+        let checked = match upload.file(self.slots.bytes()) {
+            Some(file) => Adapter::new(file, &self.base).map(|_| ()),
+            None => Ok(()),
+        };
+        let finished = match checked {
+            Ok(()) => upload.finish(&mut self.slots, |slots| slots.bytes()).map_err(slot_refusal),
+            Err(error) => {
+                slots::erase(&mut self.slots, slot_bytes, slot).map_err(slot_refusal)?;
+                Err(error.into())
+            }
+        };
+        if !matches!(finished, Err(Response::Error { code: ErrorCode::Incomplete, .. })) {
+            self.upload = None;
         }
-        self.upload = None;
-        finished.map_err(slot_refusal)?;
-        let file = slots::slot(self.slots.bytes(), slot_bytes, slot).and_then(slots::file).unwrap_or(&[]);
-        let checked = Adapter::new(file, &self.base).map(|_| ());
-        if let Err(error) = checked {
-            slots::erase(&mut self.slots, slot_bytes, slot).map_err(slot_refusal)?;
-            return Err(error.into());
-        }
+        finished?;
         self.installs += 1;
         info!("installed slot {=usize}", slot);
         Ok(Response::Done)
@@ -432,7 +472,8 @@ impl<B: Board> App<B> {
             }
             Err(error) => {
                 info!("self-test failed: back to what was active");
-                self.failed_self_tests += 1;
+                self.failed_self_tests +=
+                    u32::from(matches!(error, rankpatch_runtime::Error::SelfTestFailed { .. }));
                 let restored = before.map(|before| self.pinned(before.slot).map(|adapter| (before, adapter)));
                 self.active = None;
                 self.detach();
@@ -441,7 +482,9 @@ impl<B: Board> App<B> {
                         self.active = Some(before);
                     }
                 }
-                self.release(next.slot);
+                for slot in [Some(next.slot), before.map(|before| before.slot)].into_iter().flatten() {
+                    self.release(slot);
+                }
                 Err(error.into())
             }
         }
@@ -485,10 +528,14 @@ impl<B: Board> App<B> {
             _ => 0,
         };
         let room = self.features.len();
-        let features = self
-            .features
-            .get(..rows.saturating_mul(width))
-            .ok_or(refuse(ErrorCode::SequenceTooLong, room.checked_div(width).unwrap_or(0), rows))?;
+        let features = self.features.get(..rows.saturating_mul(width)).ok_or(refuse(
+            ErrorCode::SequenceTooLong,
+            room.checked_div(width).unwrap_or(0),
+            rows,
+        ))?;
+        if rows == 0 {
+            return Err(refuse(ErrorCode::SequenceTooLong, self.engine.context(), 0));
+        }
         let start = self.counter.ticks();
         self.engine.reset();
         self.engine.run_features(features)?;
@@ -523,7 +570,8 @@ impl<B: Board> App<B> {
         max_tokens: u32,
         mut sampler: Sampler,
     ) -> Result<(), Refusal> {
-        if self.engine.adapter().is_some_and(|adapter| adapter.head().is_some()) {
+        // Only a network that goes on where it stopped can continue a text, and a task head gives no next token.
+        if !self.base.streaming() || self.engine.adapter().is_some_and(|adapter| adapter.head().is_some()) {
             return Err(refuse(ErrorCode::WrongInput, 0, 1));
         }
         let len = self.encode(prompt)?;
@@ -577,8 +625,11 @@ impl<B: Board> App<B> {
 
     fn send_slot(&self, link: &mut B::Link, id: u8, slot: u8) -> Result<(), Refusal> {
         let (index, expected) = (usize::from(slot), self.n_slots());
-        let bytes = slots::slot(self.slots.bytes(), self.slots.slot_bytes(), index)
-            .ok_or(refuse(ErrorCode::NoSuchSlot, expected, index))?;
+        let bytes = slots::slot(self.slots.bytes(), self.slots.slot_bytes(), index).ok_or(refuse(
+            ErrorCode::NoSuchSlot,
+            expected,
+            index,
+        ))?;
         let adapter = slots::file(bytes).and_then(|file| {
             let adapter = Adapter::new(file, &self.base).ok()?;
             let body = Preview::new(file).ok()?.body;

@@ -56,15 +56,23 @@ pub enum NorError {
 impl fmt::Display for NorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NotAligned { found, unit } => write!(f, "expected a multiple of {unit} bytes, found {found}"),
+            Self::NotAligned { found, unit } => {
+                write!(f, "expected a multiple of {unit} bytes, found {found}")
+            }
             Self::OutOfBounds { start, end, capacity } => {
                 write!(f, "expected a range within 0..{capacity}, found {start}..{end}")
             }
             Self::NotErased { offset } => {
-                write!(f, "expected an erased word at offset {offset}, found a written one: erase the page first")
+                write!(
+                    f,
+                    "expected an erased word at offset {offset}, found a written one: erase the page first"
+                )
             }
             Self::Pinned { slot } => {
-                write!(f, "expected a slot that is not in use, found slot {slot} pinned: detach its adapter first")
+                write!(
+                    f,
+                    "expected a slot that is not in use, found slot {slot} pinned: detach its adapter first"
+                )
             }
         }
     }
@@ -108,7 +116,12 @@ impl NorRam {
     ///
     /// # Safety
     /// The range is readable and writable memory for the rest of the program and nothing else accesses it.
-    pub unsafe fn new(start: NonNull<u8>, capacity: usize, slot_bytes: usize, written: &'static mut [u32]) -> Self {
+    pub unsafe fn new(
+        start: NonNull<u8>,
+        capacity: usize,
+        slot_bytes: usize,
+        written: &'static mut [u32],
+    ) -> Self {
         assert!(slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE_BYTES), "expected slots of whole pages");
         assert!(capacity.is_multiple_of(slot_bytes), "expected a partition of whole slots");
         assert!(capacity / slot_bytes <= 32, "expected at most 32 slots");
@@ -201,7 +214,9 @@ impl NorFlash for NorRam {
         }
         words.for_each(|word| self.mark(word));
         // SAFETY: as in `erase`; `bytes` is a live reference and so lies outside the partition.
-        unsafe { self.start.add(range.start).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
+        unsafe {
+            self.start.add(range.start).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
+        };
         Ok(())
     }
 }

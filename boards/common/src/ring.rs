@@ -18,7 +18,11 @@ impl<const N: usize> ByteRing<N> {
     /// An empty queue. `N` must be a power of two, which is checked at compile time.
     pub const fn new() -> Self {
         const { assert!(N.is_power_of_two(), "expected a capacity that is a power of two") };
-        Self { bytes: [const { AtomicU8::new(0) }; N], pushed: AtomicUsize::new(0), popped: AtomicUsize::new(0) }
+        Self {
+            bytes: [const { AtomicU8::new(0) }; N],
+            pushed: AtomicUsize::new(0),
+            popped: AtomicUsize::new(0),
+        }
     }
 
     /// How many bytes wait.

@@ -95,13 +95,11 @@ impl std::fmt::Display for Table {
         };
         let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         for row in &self.rows {
-            let mut line = String::new();
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                line += if column == 0 { "" } else { "  " };
-                line +=
-                    &if column < self.left { format!("{cell:<width$}") } else { format!("{cell:>width$}") };
-            }
-            writeln!(f, "{}", line.trim_end())?;
+            let padded = |(column, (cell, width)): (usize, (&String, &usize))| {
+                if column < self.left { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            };
+            let cells: Vec<String> = row.iter().zip(&widths).enumerate().map(padded).collect();
+            writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
     }
@@ -110,7 +108,9 @@ impl std::fmt::Display for Table {
 /// Lines of `name  value`, the names padded to one width.
 pub fn fields(fields: &[(&str, String)]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    fields.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+    let lines: Vec<String> =
+        fields.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect();
+    lines.concat()
 }
 
 /// A count with a comma between groups of three digits.

@@ -112,21 +112,21 @@ impl Reporter for Shown<'_, '_> {
                 };
                 self.line(&format!("step {step}: {phase} from here"));
             }
-            Event::Step { step, steps, loss, learning_rate, tokens_per_second, .. } => match &self.bar {
-                Some(bar) => {
+            Event::Step { step, steps, loss, learning_rate, tokens_per_second, .. } => {
+                if let Some(bar) = &self.bar {
                     bar.set_message(format!("loss {loss:.4}, {tokens_per_second:.0} rows/s"));
                     bar.set_position(*step);
+                    return;
                 }
-                None => {
-                    let line = step * LINES / (*steps).max(1);
-                    if line > self.line {
-                        self.line = line;
-                        self.console.log(&format!(
-                            "step {step}/{steps}  loss {loss:.4}  learning rate {learning_rate:.2e}  {tokens_per_second:.0} rows/s"
-                        ));
-                    }
+                let line = step * LINES / (*steps).max(1);
+                if line > self.line {
+                    self.line = line;
+                    self.console.log(&format!(
+                        "step {step}/{steps}  loss {loss:.4}  learning rate {learning_rate:.2e}  \
+                         {tokens_per_second:.0} rows/s"
+                    ));
                 }
-            },
+            }
             Event::Evaluated { step, metric } => {
                 self.line(&format!(
                     "step {step}: {} {:.4} on {} examples",

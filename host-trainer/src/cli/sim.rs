@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rankpatch_format::adapter::{Adapter, Head};
 use rankpatch_format::digest::Digest;
 use rankpatch_format::graph::Op;
 use rankpatch_format::link::Mode;
@@ -162,8 +163,7 @@ fn setup(simulator: &Simulator, mode: Mode) -> Outcome<Setup> {
 fn labels(simulator: &Simulator) -> Outcome<Vec<String>> {
     let base = simulator.base()?;
     let adapter = simulator.adapter()?;
-    let names =
-        adapter.as_ref().and_then(|adapter| adapter.head()).map_or(base.labels(), |head| head.labels());
+    let names = adapter.as_ref().and_then(Adapter::head).map_or(base.labels(), Head::labels);
     Ok(names.map(str::to_owned).collect())
 }
 

@@ -223,7 +223,7 @@ impl Fake {
                 self.answer(id, &response);
             }
             Request::Detach if self.active.take().is_none() => {
-                self.refuse(id, ErrorCode::NothingActive, 1, 0)
+                self.refuse(id, ErrorCode::NothingActive, 1, 0);
             }
             Request::SelfTest if self.active.is_none() => self.refuse(id, ErrorCode::NothingActive, 1, 0),
             Request::Detach => self.answer(id, &Response::Done),

@@ -51,7 +51,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             answer_timeout: Duration::from_secs(2),
-            work_timeout: Duration::from_secs(60),
+            work_timeout: Duration::from_mins(1),
             retries: 4,
             window: 4,
             chunk_bytes: MAX_DATA_BYTES,
@@ -300,7 +300,7 @@ impl<T: Transport> Device<T> {
                 match self.poll("generate", deadline)? {
                     Some((number, answer)) if number == id => break answer,
                     Some(_) => {}
-                    None => return Err(self.no_answer("generate", self.options.work_timeout, 1)),
+                    None => return Err(no_answer("generate", self.options.work_timeout, 1)),
                 }
             };
         }
@@ -354,11 +354,7 @@ impl<T: Transport> Device<T> {
                 }
             }
         }
-        Err(self.no_answer(name, wait, self.options.retries + 1))
-    }
-
-    fn no_answer(&self, request: &'static str, wait: Duration, attempts: u32) -> ClientError {
-        ClientError::NoAnswer { request, seconds: wait.as_secs_f32(), attempts }
+        Err(no_answer(name, wait, self.options.retries + 1))
     }
 
     fn next_id(&mut self) -> u8 {
@@ -405,6 +401,10 @@ impl<T: Transport> Device<T> {
 
 fn wrong<R>(request: &'static str, expected: &'static str, found: &Answer) -> Result<R> {
     Err(ClientError::WrongAnswer { request, expected, found: found.kind() })
+}
+
+fn no_answer(request: &'static str, wait: Duration, attempts: u32) -> ClientError {
+    ClientError::NoAnswer { request, seconds: wait.as_secs_f32(), attempts }
 }
 
 fn fits(text: &str) -> Result<()> {

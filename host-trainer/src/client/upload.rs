@@ -8,7 +8,7 @@ use rankpatch_format::link::{ErrorCode, MAX_DATA_BYTES, Request};
 use serde::Serialize;
 
 use super::answer::Answer;
-use super::{ClientError, Device, Installed, Result, Transport, Wire, wrong};
+use super::{ClientError, Device, Installed, Result, Transport, Wire, no_answer, wrong};
 
 /// Rounds in a row that bring no progress before an upload is given up: far more than a link needs on which one frame
 /// in three is lost.
@@ -135,7 +135,7 @@ impl<T: Transport> Device<T> {
                 }
                 Some((Answer::Refused(_), _)) | None => {
                     if upload.failures >= self.options.retries {
-                        return Err(self.no_answer(NAME, self.options.answer_timeout, upload.failures + 1));
+                        return Err(no_answer(NAME, self.options.answer_timeout, upload.failures + 1));
                     }
                     upload.failures += 1;
                     in_flight.clear();

@@ -44,7 +44,13 @@ impl AttentionShape {
         check::shape(op, "k", k, &[batch * seq, n_kv_heads * head_size])?;
         check::shape(op, "v", v, &[batch * seq, n_kv_heads * head_size])?;
         let counted = self.lengths.is_empty() || self.lengths.len() == batch;
-        check::value(op, "the number of lengths", counted, || format!("{batch} or none"), self.lengths.len())?;
+        check::value(
+            op,
+            "the number of lengths",
+            counted,
+            || format!("{batch} or none"),
+            self.lengths.len(),
+        )?;
         for &length in &self.lengths {
             check::value(op, "a length", (1..=seq).contains(&length), || format!("1 to {seq}"), length)?;
         }
@@ -104,7 +110,8 @@ pub fn attention_composed(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionS
     let group = n_heads / n_kv_heads;
     let heads = |x: &Tensor, n: usize| x.reshape((batch, seq, n, head_size))?.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| {
-        let x = heads(x, n_kv_heads)?.unsqueeze(2)?.broadcast_as((batch, n_kv_heads, group, seq, head_size))?;
+        let x =
+            heads(x, n_kv_heads)?.unsqueeze(2)?.broadcast_as((batch, n_kv_heads, group, seq, head_size))?;
         x.reshape((batch, n_heads, seq, head_size))
     };
     let (q, k, v) = (heads(q, n_heads)?, repeat(k)?, repeat(v)?);
@@ -143,7 +150,12 @@ fn forward(q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape) -> (Vec<f32>
 }
 
 /// Writes heads [seq, head_size] side by side into rows.
-fn scatter<'a>(y: &mut [f32], accumulate: bool, heads: impl Iterator<Item = &'a [f32]> + Clone, head_size: usize) {
+fn scatter<'a>(
+    y: &mut [f32],
+    accumulate: bool,
+    heads: impl Iterator<Item = &'a [f32]> + Clone,
+    head_size: usize,
+) {
     let width = heads.clone().count() * head_size;
     for (head, x) in heads.enumerate() {
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(head_size)) {

@@ -21,11 +21,7 @@ pub(super) fn shape(op: &'static str, what: &'static str, x: &Tensor, expected: 
 
 /// Checks the element type.
 pub(super) fn dtype(op: &'static str, what: &'static str, x: &Tensor, expected: DType) -> Result<()> {
-    if x.dtype() == expected {
-        Ok(())
-    } else {
-        Err(OpError::Type { op, what, expected, found: x.dtype() })
-    }
+    if x.dtype() == expected { Ok(()) } else { Err(OpError::Type { op, what, expected, found: x.dtype() }) }
 }
 
 /// Checks that `condition` holds for a value.
@@ -36,7 +32,11 @@ pub(super) fn value(
     expected: impl FnOnce() -> String,
     found: impl std::fmt::Display,
 ) -> Result<()> {
-    if condition { Ok(()) } else { Err(OpError::Value { op, what, expected: expected(), found: found.to_string() }) }
+    if condition {
+        Ok(())
+    } else {
+        Err(OpError::Value { op, what, expected: expected(), found: found.to_string() })
+    }
 }
 
 fn shape_error(op: &'static str, what: &'static str, expected: String, x: &Tensor) -> OpError {

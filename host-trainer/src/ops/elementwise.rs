@@ -7,7 +7,7 @@ use super::graph::{Backward, HostArgs, Output, Sink, node, with_host, with_value
 use super::{Result, check, math, parallel};
 
 /// `sqrt(2 / pi)`.
-const GELU_SLOPE: f32 = 0.797_884_56;
+const GELU_SLOPE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
 /// `y = a + b`, both of one shape.
@@ -196,8 +196,12 @@ impl Backward for Binary {
                 second.pass(args.grad.take());
             }
             Self::Mul => {
-                first.write(a.len(), |da, accumulate| parallel::map2(da, accumulate, b, &args.grad, |b, dy| b * dy));
-                second.write(b.len(), |db, accumulate| parallel::map2(db, accumulate, a, &args.grad, |a, dy| a * dy));
+                first.write(a.len(), |da, accumulate| {
+                    parallel::map2(da, accumulate, b, &args.grad, |b, dy| b * dy);
+                });
+                second.write(b.len(), |db, accumulate| {
+                    parallel::map2(db, accumulate, a, &args.grad, |a, dy| a * dy);
+                });
             }
             Self::SiluMul => {
                 let (wanted_a, wanted_b) = (first.buffer(a.len()), second.buffer(b.len()));

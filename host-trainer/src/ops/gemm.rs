@@ -104,7 +104,11 @@ impl Packed {
 
     /// `fill` gets each panel with its first column, its width and how many of its columns exist.
     fn build(b: &[f32], inner: usize, cols: usize, fill: impl Fn(&mut [f32], usize, usize, usize)) -> Self {
-        assert!(inner > 0 && cols > 0 && b.len() == inner * cols, "a matrix of {inner} x {cols} in {}", b.len());
+        assert!(
+            inner > 0 && cols > 0 && b.len() == inner * cols,
+            "a matrix of {inner} x {cols} in {}",
+            b.len()
+        );
         // A last panel of up to 8 columns is narrow, one of 9 to 15 is wide: both end at a multiple of 8.
         let mut panels = vec![0.0; inner * cols.next_multiple_of(NARROW)];
         let mut rest = panels.as_mut_slice();
@@ -135,7 +139,10 @@ pub(super) fn multiply(c: Target<'_>, terms: &[(Mat<'_>, &Packed)]) {
         return;
     }
     for (a, b) in terms {
-        assert!(a.cols <= b.inner && c.cols <= b.cols && b.cols == terms[0].1.cols, "the product does not fit");
+        assert!(
+            a.cols <= b.inner && c.cols <= b.cols && b.cols == terms[0].1.cols,
+            "the product does not fit"
+        );
     }
     // The number of terms becomes a constant: the kernel's loop over them is then unrolled.
     match *terms {
@@ -241,7 +248,7 @@ pub(super) fn outer(mut c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
     let whole = rows - rows % OUTER_TILE;
     macro_rules! tiles {
         ($width:expr, $from:expr) => {{
-            let end = cols - (cols - $from) % $width;
+            let end = $from + (cols - $from) / $width * $width;
             outer_tiles::<OUTER_TILE, { $width }>(&mut c, 0..whole, $from..end, a, b, inner);
             outer_tiles::<1, { $width }>(&mut c, whole..rows, $from..end, a, b, inner);
             end
@@ -296,9 +303,12 @@ fn outer_tiles<const R: usize, const W: usize>(
                 for row in rows.clone().step_by(R) {
                     let mut sums = [[simd.splat_f32s(0.0); V]; R];
                     for p in 0..inner {
-                        let a = a.values[p * a.stride + row..].first_chunk::<R>().expect("`a` has the rows of `c`");
+                        let a = a.values[p * a.stride + row..]
+                            .first_chunk::<R>()
+                            .expect("`a` has the rows of `c`");
                         let b = &b.values[p * b.stride + column..][..W];
-                        let b = S::as_simd_f32s(b).0.first_chunk::<V>().expect("`V` registers hold `W` values");
+                        let b =
+                            S::as_simd_f32s(b).0.first_chunk::<V>().expect("`V` registers hold `W` values");
                         for r in 0..R {
                             add_scaled(simd, &mut sums[r], a[r], b);
                         }

@@ -42,9 +42,11 @@ pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (x, w) = (x.contiguous()?, w.contiguous()?);
     let mut y = vec![0.0; dims.rows * dims.out];
     let packed = with_values(&w, |w| Packed::transposed(w, dims.out, dims.inner))?;
+    let (frozen_bias, bias) = split_bias(bias)?;
     with_values(&x, |x| {
         y.par_chunks_mut(ROWS * dims.out).zip(x.par_chunks(ROWS * dims.inner)).for_each(|(y, x)| {
-            multiply(Target::new(y, x.len() / dims.inner, dims.out), &[(Mat::new(x, dims.inner), &packed)]);
+            let target = with_bias(y, dims.out, frozen_bias.as_deref());
+            multiply(target, &[(Mat::new(x, dims.inner), &packed)]);
         });
     })?;
     finish_linear(&x, &w, bias, dims, Output::Host(y))
@@ -81,13 +83,17 @@ pub fn lora_linear(x: &Tensor, w0: &Tensor, bias: Option<&Tensor>, lora: &LoraFa
     let (a, b) = (lora.a.contiguous()?, lora.b.contiguous()?);
     let mask = lora.dropout_mask.map(|mask| mask.detach().contiguous()).transpose()?;
     let scaling = lora.scaling;
-    let (y, z) = if x.device().is_cpu() {
-        forward_host(&x, &w0, &a, &b, mask.as_ref(), scaling, dims, rank)?
+    let (y, z, bias) = if x.device().is_cpu() {
+        let (frozen_bias, bias) = split_bias(bias)?;
+        let (y, z) =
+            forward_host(&x, &w0, &a, &b, mask.as_ref(), frozen_bias.as_deref(), scaling, dims, rank)?;
+        (y, z, bias)
     } else {
-        forward_device(&x.detach(), &w0, &a.detach(), &b.detach(), mask.as_ref(), scaling)?
+        let (y, z) = forward_device(&x.detach(), &w0, &a.detach(), &b.detach(), mask.as_ref(), scaling)?;
+        (y, z, bias)
     };
-    // The bias is added by the plain node below if it is trained, and here, where y is still warm, if it is not.
-    let y = node(&[&x, &a, &b], y, (dims.rows, dims.out), || LoraLinear { w0, mask, z, scaling, dims, rank })?;
+    let y =
+        node(&[&x, &a, &b], y, (dims.rows, dims.out), || LoraLinear { w0, mask, z, scaling, dims, rank })?;
     match bias {
         Some(bias) => super::elementwise::add_bias(&y, bias),
         None => Ok(y),
@@ -206,7 +212,12 @@ impl Backward for Linear {
         });
     }
 
-    fn device(&self, inputs: &[Tensor], grad: &Tensor, wanted: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+    fn device(
+        &self,
+        inputs: &[Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
         let w = self.frozen.as_ref().unwrap_or_else(|| &inputs[1]);
         let dx = if wanted[0] { Some(grad.matmul(w)?) } else { None };
         let dw = match wanted.get(1) {
@@ -243,7 +254,12 @@ impl Backward for LoraLinear {
         .expect("the forward read the same tensors");
     }
 
-    fn device(&self, inputs: &[Tensor], grad: &Tensor, wanted: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+    fn device(
+        &self,
+        inputs: &[Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
         let [x, a, b] = inputs else { unreachable!("lora_linear has three inputs") };
         let dz = (grad.matmul(b)? * f64::from(self.scaling))?;
         let masked = |x: &Tensor| match &self.mask {
@@ -258,7 +274,14 @@ impl Backward for LoraLinear {
 }
 
 impl LoraLinear {
-    fn backward_host(&self, args: &HostArgs<'_>, sinks: &mut [Sink<'_>], w0: &[f32], z: &[f32], mask: Option<&[f32]>) {
+    fn backward_host(
+        &self,
+        args: &HostArgs<'_>,
+        sinks: &mut [Sink<'_>],
+        w0: &[f32],
+        z: &[f32],
+        mask: Option<&[f32]>,
+    ) {
         let Dims { rows, inner, out } = self.dims;
         let (rank, scaling) = (self.rank, self.scaling);
         let &[x, a, b] = args.inputs else { unreachable!("lora_linear has three inputs") };
@@ -304,7 +327,8 @@ impl LoraLinear {
                 match mask {
                     None => outer(target, dz, Mat::new(x, inner), count),
                     Some(mask) => {
-                        let x: Vec<f32> = x.iter().zip(&mask[range(inner)]).map(|(x, mask)| x * mask).collect();
+                        let x: Vec<f32> =
+                            x.iter().zip(&mask[range(inner)]).map(|(x, mask)| x * mask).collect();
                         outer(target, dz, Mat::new(&x, inner), count);
                     }
                 }
@@ -347,6 +371,25 @@ impl LoraLinear {
     }
 }
 
+/// A frozen bias is added inside the product, a trained one by an operator of its own: (frozen values, trained tensor).
+fn split_bias(bias: Option<&Tensor>) -> Result<(Option<Vec<f32>>, Option<&Tensor>)> {
+    match bias {
+        Some(bias) if !bias.track_op() => Ok((Some(bias.to_vec1()?), None)),
+        trained => Ok((None, trained)),
+    }
+}
+
+/// Rows for a product that begin as the bias, or as nothing.
+fn with_bias<'a>(y: &'a mut [f32], out: usize, bias: Option<&[f32]>) -> Target<'a> {
+    if let Some(bias) = bias {
+        for row in y.chunks_exact_mut(out) {
+            row.copy_from_slice(bias);
+        }
+    }
+    let rows = y.len() / out;
+    Target::new(y, rows, out).accumulate(bias.is_some())
+}
+
 fn sum_in_order<'a>(sum: &mut [f32], accumulate: bool, terms: impl Iterator<Item = &'a [f32]>) {
     if !accumulate {
         sum.fill(0.0);
@@ -365,6 +408,7 @@ fn forward_host(
     a: &Tensor,
     b: &Tensor,
     mask: Option<&Tensor>,
+    bias: Option<&[f32]>,
     scaling: f32,
     dims: Dims,
     rank: usize,
@@ -389,7 +433,7 @@ fn forward_host(
             for z in &mut *z {
                 *z *= scaling;
             }
-            multiply(Target::new(y, count, out), &[(Mat::new(x, inner), &w0), (Mat::new(z, rank), &b)]);
+            multiply(with_bias(y, out, bias), &[(Mat::new(x, inner), &w0), (Mat::new(z, rank), &b)]);
         });
     })?;
     Ok((Output::Host(y), Tensor::from_vec(z, (rows, rank), &candle_core::Device::Cpu)?))

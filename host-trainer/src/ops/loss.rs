@@ -41,7 +41,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Res
                         || {
                             let largest = largest(logits, f32::NEG_INFINITY);
                             let sum = sum_map(logits, |x| math::exp(x - largest));
-                            largest + math::ln(f64::from(sum)) as f32
+                            largest + math::ln(sum)
                         },
                     );
                     sum += f64::from(weight) * f64::from(*log_sum - logits[target as usize]);
@@ -76,7 +76,12 @@ pub fn cross_entropy_composed(logits: &Tensor, targets: &Tensor, weights: &Tenso
     Ok(((losses * weights)?.sum_all()? / total)?)
 }
 
-fn check_rows(rows: usize, classes: usize, targets: &Tensor, weights: &Tensor) -> Result<(Vec<u32>, Vec<f32>, f64)> {
+fn check_rows(
+    rows: usize,
+    classes: usize,
+    targets: &Tensor,
+    weights: &Tensor,
+) -> Result<(Vec<u32>, Vec<f32>, f64)> {
     let op = "cross_entropy";
     check::value(op, "the number of classes", classes > 0, || "at least 1".into(), classes)?;
     check::dtype(op, "the targets", targets, DType::U32)?;
@@ -117,29 +122,31 @@ impl Backward for CrossEntropy {
             let piece = parallel::rows_per_piece(classes);
             let rows = dx.par_chunks_mut(piece * classes).zip(logits.par_chunks(piece * classes));
             let picks = self.targets.par_chunks(piece).zip(self.weights.par_chunks(piece));
-            rows.zip(picks.zip(self.log_sums.par_chunks(piece))).for_each(|((dx, x), ((targets, weights), sums))| {
-                let rows = dx.chunks_exact_mut(classes).zip(x.chunks_exact(classes));
-                let picks = targets.iter().zip(weights).zip(sums);
-                for ((dx, x), ((&target, &weight), &log_sum)) in rows.zip(picks) {
-                    let weight = weight * grad;
-                    if weight == 0.0 {
-                        if !accumulate {
-                            dx.fill(0.0);
-                        }
-                        continue;
-                    }
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            for (dx, &x) in dx.iter_mut().zip(x) {
-                                let d = weight * math::exp(x - log_sum);
-                                *dx = if accumulate { *dx + d } else { d };
+            rows.zip(picks.zip(self.log_sums.par_chunks(piece))).for_each(
+                |((dx, x), ((targets, weights), sums))| {
+                    let rows = dx.chunks_exact_mut(classes).zip(x.chunks_exact(classes));
+                    let picks = targets.iter().zip(weights).zip(sums);
+                    for ((dx, x), ((&target, &weight), &log_sum)) in rows.zip(picks) {
+                        let weight = weight * grad;
+                        if weight == 0.0 {
+                            if !accumulate {
+                                dx.fill(0.0);
                             }
-                        },
-                    );
-                    dx[target as usize] -= weight;
-                }
-            });
+                            continue;
+                        }
+                        vectorized(
+                            #[inline(always)]
+                            || {
+                                for (dx, &x) in dx.iter_mut().zip(x) {
+                                    let d = weight * math::exp(x - log_sum);
+                                    *dx = if accumulate { *dx + d } else { d };
+                                }
+                            },
+                        );
+                        dx[target as usize] -= weight;
+                    }
+                },
+            );
         });
     }
 }

@@ -32,6 +32,11 @@
 //! the number of threads. On any other device the operators are composed from candle's (`*_composed`, which also are the
 //! oracles of the tests), except the linear layers, which have their own backward everywhere.
 
+#![allow(
+    clippy::inline_always,
+    reason = "a kernel gets vector instructions only where it is inlined; see `simd`"
+)]
+
 mod attention;
 mod check;
 mod elementwise;

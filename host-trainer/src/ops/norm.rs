@@ -61,7 +61,7 @@ fn norm(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, ep
     }
     let x = x.contiguous()?;
     let weight: Vec<f32> = weight.to_vec1()?;
-    let bias: Option<Vec<f32>> = bias.map(|bias| bias.to_vec1()).transpose()?;
+    let bias: Option<Vec<f32>> = bias.map(Tensor::to_vec1).transpose()?;
     let mut y = vec![0.0; rows * width];
     with_values(&x, |x| {
         let piece = parallel::rows_per_piece(width) * width;

@@ -32,7 +32,13 @@ pub(super) fn map1(out: &mut [f32], accumulate: bool, a: &[f32], f: impl Fn(f32)
 }
 
 /// `out = f(a, b)`, or `out += f(a, b)`.
-pub(super) fn map2(out: &mut [f32], accumulate: bool, a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+pub(super) fn map2(
+    out: &mut [f32],
+    accumulate: bool,
+    a: &[f32],
+    b: &[f32],
+    f: impl Fn(f32, f32) -> f32 + Sync,
+) {
     out.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE).zip(b.par_chunks(PIECE))).for_each(|(out, (a, b))| {
         vectorized(
             #[inline(always)]

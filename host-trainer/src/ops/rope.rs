@@ -52,7 +52,13 @@ impl RopeTable {
 pub fn rope(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
     let (rows, width) = check::matrix("rope", "x", x)?;
     let head = table.head_size();
-    check::value("rope", "the width of x", width > 0 && width % head == 0, || format!("a multiple of {head}"), width)?;
+    check::value(
+        "rope",
+        "the width of x",
+        width > 0 && width % head == 0,
+        || format!("a multiple of {head}"),
+        width,
+    )?;
     check::value("rope", "the number of rows of x", rows == table.rows, || table.rows.to_string(), rows)?;
     if !x.device().is_cpu() {
         return rope_composed(x, table);

@@ -156,7 +156,7 @@ pub fn mean_pool_composed(x: &Tensor, seq: usize, lengths: &[usize]) -> Result<T
 }
 
 fn check_sequences(op: &'static str, rows: usize, seq: usize) -> Result<()> {
-    let fits = seq > 0 && rows % seq == 0;
+    let fits = seq > 0 && rows.is_multiple_of(seq);
     check::value(op, "the sequence length", fits, || format!("a divisor of the {rows} rows"), seq)
 }
 

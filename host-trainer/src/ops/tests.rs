@@ -40,7 +40,10 @@ fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
     let size = expected.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
         let error = (found - expected).abs();
-        assert!(error <= tolerance * size, "{what}[{i}]: found {found}, expected {expected} (largest {size})");
+        assert!(
+            error <= tolerance * size,
+            "{what}[{i}]: found {found}, expected {expected} (largest {size})"
+        );
     }
 }
 
@@ -48,7 +51,8 @@ fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
 fn own_loss(y: &Tensor) -> Result<Tensor> {
     let (rows, width) = y.dims2()?;
     let weighted = mul(y, &random("loss", &[rows, width]))?;
-    let sums = frozen_linear(&weighted, &Tensor::ones((1, width), candle_core::DType::F32, &Device::Cpu)?, None)?;
+    let sums =
+        frozen_linear(&weighted, &Tensor::ones((1, width), candle_core::DType::F32, &Device::Cpu)?, None)?;
     mean_pool(&sums, rows, &[rows])
 }
 
@@ -120,7 +124,11 @@ fn check_differences(
         };
         let found = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
         let error = (found - f64::from(grad[place])).abs();
-        assert!(error < 6e-3 * f64::from(size), "{what}[{place}]: difference {found}, gradient {}", grad[place]);
+        assert!(
+            error < 6e-3 * f64::from(size),
+            "{what}[{place}]: difference {found}, gradient {}",
+            grad[place]
+        );
     }
 }
 

@@ -109,7 +109,13 @@ pub(crate) struct Order {
 
 impl Order {
     pub(crate) fn new(seed: u64, examples: usize, batch_size: usize) -> Self {
-        Self { seed, examples, batch_size: batch_size.min(examples).max(1), epoch: u64::MAX, shuffled: Vec::new() }
+        Self {
+            seed,
+            examples,
+            batch_size: batch_size.min(examples).max(1),
+            epoch: u64::MAX,
+            shuffled: Vec::new(),
+        }
     }
 
     /// The examples of a step.
@@ -128,7 +134,11 @@ impl Order {
 
 /// Splits `indices` into parts of similar length where that saves enough padding: part boundaries are chosen so that
 /// padded rows plus `overhead` rows for each part are fewest. Parts and their members are in ascending order of length.
-pub(crate) fn split_by_length(indices: &[usize], rows: impl Fn(usize) -> usize, overhead: usize) -> Vec<Vec<usize>> {
+pub(crate) fn split_by_length(
+    indices: &[usize],
+    rows: impl Fn(usize) -> usize,
+    overhead: usize,
+) -> Vec<Vec<usize>> {
     let mut sorted = indices.to_vec();
     sorted.sort_by_key(|index| (rows(*index), *index));
     let lengths: Vec<usize> = sorted.iter().map(|index| rows(*index)).collect();

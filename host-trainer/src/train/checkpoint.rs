@@ -50,7 +50,8 @@ impl Checkpoint {
             optimizer_step: self.state.step,
             config: self.config.clone(),
         };
-        let header = serde_json::to_string(&header).map_err(|error| Error::field(path, "header", "JSON", error))?;
+        let header =
+            serde_json::to_string(&header).map_err(|error| Error::field(path, "header", "JSON", error))?;
         let mut tensors = Vec::new();
         for (name, (dims, values)) in &self.values {
             tensors.push((format!("value/{name}"), dims.clone(), files::f32_bytes(values)));
@@ -76,7 +77,8 @@ impl Checkpoint {
         let no_safetensors = |error| Error::field(path, "content", "safetensors", error);
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(no_safetensors)?;
         let header = metadata.metadata().as_ref().and_then(|metadata| metadata.get(HEADER));
-        let header = header.ok_or_else(|| Error::field(path, "metadata", format!("a key {HEADER:?}"), "none"))?;
+        let header =
+            header.ok_or_else(|| Error::field(path, "metadata", format!("a key {HEADER:?}"), "none"))?;
         let header: Header =
             serde_json::from_str(header).map_err(|error| Error::field(path, HEADER, "a header", error))?;
         if header.version != VERSION {
@@ -88,7 +90,9 @@ impl Checkpoint {
         for (name, view) in file.iter() {
             let numbers = files::f32_values(path, name, &view)?;
             match name.split_once('/') {
-                Some(("value", name)) => drop(values.insert(name.to_owned(), (view.shape().to_vec(), numbers))),
+                Some(("value", name)) => {
+                    values.insert(name.to_owned(), (view.shape().to_vec(), numbers));
+                }
                 Some((part @ ("m" | "v"), name)) => {
                     let empty = || Moments { m: Vec::new(), v: Vec::new() };
                     let moments = moments.entry(name.to_owned()).or_insert_with(empty);

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::TrainError;
-use crate::{Error, Result};
 use crate::lora::{HEAD, LoraConfig};
 use crate::optim::AdamWConfig;
 use crate::schedule::{Decay, Schedule};
+use crate::{Error, Result};
 
 /// Which data set a task reads, and with it what is learned and measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,7 +163,9 @@ const KEYS: &[Key] = &[
         Some(())
     }),
     key("base", "", "a path", |c, v| path(v).map(|path| c.base = path)),
-    key("dataset", "", "\"names\", \"intents\" or \"speakers\"", |c, v| choice(v).map(|kind| c.dataset = kind)),
+    key("dataset", "", "\"names\", \"intents\" or \"speakers\"", |c, v| {
+        choice(v).map(|kind| c.dataset = kind)
+    }),
     key("data", "", "a path", |c, v| path(v).map(|path| c.data = path)),
     key("pooling", "", "\"mean\" or \"last\"", |c, v| {
         c.pooling = match v.as_str()? {
@@ -251,12 +253,7 @@ impl TrainConfig {
     /// # Errors
     /// [`TrainError::Toml`], [`TrainError::UnknownKey`], [`TrainError::DuplicateKey`], [`TrainError::MissingKey`],
     /// [`TrainError::BadValue`].
-    pub fn parse(
-        text: &str,
-        origin: &str,
-        folder: &Path,
-        overrides: &[(String, String)],
-    ) -> Result<Self> {
+    pub fn parse(text: &str, origin: &str, folder: &Path, overrides: &[(String, String)]) -> Result<Self> {
         let table: Table = text.parse().map_err(|error: toml::de::Error| TrainError::Toml {
             origin: origin.to_owned(),
             reason: error.to_string().trim_end().to_owned(),
@@ -266,7 +263,12 @@ impl TrainConfig {
         for (name, value) in &table {
             let key = find(name, origin)?;
             if !given.insert(key.name) {
-                return Err(TrainError::DuplicateKey { origin: origin.into(), key: key.name, alias: key.alias }.into());
+                return Err(TrainError::DuplicateKey {
+                    origin: origin.into(),
+                    key: key.name,
+                    alias: key.alias,
+                }
+                .into());
             }
             (key.set)(&mut config, value).ok_or_else(|| bad_value(key, describe(value)))?;
         }
@@ -296,7 +298,8 @@ impl TrainConfig {
         }
         let head = !config.lora.modules_to_save.is_empty();
         if head != config.dataset.classifies() {
-            let expected = if head { "[] (the task has no head)" } else { "[\"head\"] (the task trains a head)" };
+            let expected =
+                if head { "[] (the task has no head)" } else { "[\"head\"] (the task trains a head)" };
             return Err(TrainError::BadValue {
                 key: "modules_to_save",
                 expected: expected.into(),
@@ -413,7 +416,9 @@ fn names(value: &Value) -> Option<Vec<String>> {
     let names: Vec<String> = match value {
         Value::String(text) if text.is_empty() => Vec::new(),
         Value::String(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
-        Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+        Value::Array(items) => {
+            items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>()?
+        }
         _ => return None,
     };
     names.iter().all(|name| !name.is_empty()).then_some(names)

@@ -44,7 +44,9 @@ impl TaskData {
         };
         let tokenizer = base.tokenizer();
         match config.dataset {
-            DatasetKind::Names => names(&config.data, &tokenizer.ok_or_else(|| wrong("a base that reads text"))?),
+            DatasetKind::Names => {
+                names(&config.data, &tokenizer.ok_or_else(|| wrong("a base that reads text"))?)
+            }
             DatasetKind::Intents if tokenizer.is_none() => Err(wrong("a base that reads text").into()),
             DatasetKind::Intents => intents(&config.data, base),
             DatasetKind::Speakers if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
@@ -60,7 +62,9 @@ impl TaskData {
             return fail(expected.into(), format!("{} classes", self.labels.len()));
         }
         if self.width != model.input_width() {
-            let kind = |width| if width == 0 { "token ids".into() } else { format!("feature rows of width {width}") };
+            let kind = |width| {
+                if width == 0 { "token ids".into() } else { format!("feature rows of width {width}") }
+            };
             return fail(kind(model.input_width()), kind(self.width));
         }
         for (part, examples) in [("training", &self.train), ("test", &self.test)] {
@@ -70,7 +74,10 @@ impl TaskData {
             for (index, example) in examples.iter().enumerate() {
                 let rows = example.rows(self.width);
                 if rows == 0 || rows > model.max_rows() {
-                    return fail(format!("1 to {} rows of input", model.max_rows()), format!("{rows} in {part} example {index}"));
+                    return fail(
+                        format!("1 to {} rows of input", model.max_rows()),
+                        format!("{rows} in {part} example {index}"),
+                    );
                 }
                 let fits = match (&example.sequence, example.target) {
                     (Sequence::Tokens(_), Target::Next { .. }) => !classifies,
@@ -79,7 +86,11 @@ impl TaskData {
                 };
                 if !fits {
                     return fail(
-                        if classifies { format!("a class below {}", self.labels.len()) } else { "a text".into() },
+                        if classifies {
+                            format!("a class below {}", self.labels.len())
+                        } else {
+                            "a text".into()
+                        },
                         format!("{:?} in {part} example {index}", example.target),
                     );
                 }
@@ -127,8 +138,14 @@ fn speakers(folder: &Path) -> Result<TaskData> {
         let clip = signal::to_clip(&input.samples, index as u64);
         Example { sequence: Sequence::Features(front_end.compute(&clip)), target: Target::Class(*label) }
     };
-    let examples = |recordings: &[Labelled<signal::Recording>]| recordings.par_iter().enumerate().map(example).collect();
-    Ok(TaskData { train: examples(&split.train), test: examples(&split.test), labels, width: mfcc::COEFFICIENTS })
+    let examples =
+        |recordings: &[Labelled<signal::Recording>]| recordings.par_iter().enumerate().map(example).collect();
+    Ok(TaskData {
+        train: examples(&split.train),
+        test: examples(&split.test),
+        labels,
+        width: mfcc::COEFFICIENTS,
+    })
 }
 
 /// Splits a text into its letters: one id each, between the id that starts a sequence and the same id again, which ends a

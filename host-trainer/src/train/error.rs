@@ -55,7 +55,9 @@ pub enum TrainError {
         found: String,
     },
     /// A pattern fits no site of the base.
-    #[error("target_modules binds to nothing: expected a site of the base, found {pattern:?} (sites: {known})")]
+    #[error(
+        "target_modules binds to nothing: expected a site of the base, found {pattern:?} (sites: {known})"
+    )]
     NoSite {
         /// The pattern or patterns.
         pattern: String,
@@ -108,7 +110,9 @@ pub enum TrainError {
         steps: u64,
     },
     /// The loss is no number any more.
-    #[error("the training has diverged: expected a finite loss at step {step}, found {loss} (lower learning_rate?)")]
+    #[error(
+        "the training has diverged: expected a finite loss at step {step}, found {loss} (lower learning_rate?)"
+    )]
     Diverged {
         /// The step.
         step: u64,

@@ -68,7 +68,9 @@ fn measure(
             }
             Target::Next { characters } => {
                 let counted = rows.by_ref().take(batch.rows).filter(|(_, (_, weight))| **weight > 0.0);
-                let nats = counted.map(|(logits, (target, _))| negative_log_likelihood(logits, *target as usize)).sum();
+                let nats = counted
+                    .map(|(logits, (target, _))| negative_log_likelihood(logits, *target as usize))
+                    .sum();
                 tally.text(nats, characters);
             }
         }
@@ -83,12 +85,15 @@ fn measure(
 pub fn factors(adapter: &FloatAdapter, device: &Device) -> Result<BTreeMap<u16, Factors>> {
     let factors = adapter.sites.iter().map(|factors| {
         let site = &factors.site;
-        Ok((site.index, Factors {
-            lora_a: Tensor::from_slice(&factors.lora_a, (site.rank, site.in_features), device)?,
-            lora_b: Tensor::from_slice(&factors.lora_b, (site.out_features, site.rank), device)?,
-            scaling: site.scaling,
-            dropout_mask: None,
-        }))
+        Ok((
+            site.index,
+            Factors {
+                lora_a: Tensor::from_slice(&factors.lora_a, (site.rank, site.in_features), device)?,
+                lora_b: Tensor::from_slice(&factors.lora_b, (site.out_features, site.rank), device)?,
+                scaling: site.scaling,
+                dropout_mask: None,
+            },
+        ))
     });
     factors.collect()
 }

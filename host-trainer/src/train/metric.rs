@@ -76,7 +76,8 @@ impl Tally {
 
     pub(crate) fn metric(&self) -> Metric {
         let mean = self.sum / self.count;
-        let value = if self.name == MetricName::BitsPerCharacter { mean / std::f64::consts::LN_2 } else { mean };
+        let value =
+            if self.name == MetricName::BitsPerCharacter { mean / std::f64::consts::LN_2 } else { mean };
         Metric { name: self.name, value, examples: self.examples }
     }
 }

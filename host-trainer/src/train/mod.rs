@@ -23,7 +23,7 @@ pub use data::TaskData;
 pub use error::TrainError;
 pub(crate) use evaluate::metric_of;
 pub use evaluate::{evaluate_float, factors, task_head};
-pub(crate) use metric::{Tally, negative_log_likelihood};
 pub use metric::{Metric, MetricName};
+pub(crate) use metric::{Tally, negative_log_likelihood};
 pub use report::{Event, Phase, Reporter};
 pub use run::{StepOutcome, Trainer, open_device};

@@ -104,7 +104,9 @@ impl Trainer {
         let model = Model::new(network, &device)?;
         if let Some(site) = sites.iter().find(|site| model.row_scales(site.index).is_empty()) {
             let expected = "a quantized base".into();
-            return Err(TrainError::Base { expected, found: format!("float weights at {}", site.name) }.into());
+            return Err(
+                TrainError::Base { expected, found: format!("float weights at {}", site.name) }.into()
+            );
         }
         data.check(&model, classifies)?;
 
@@ -209,7 +211,7 @@ impl Trainer {
         let examples = &self.data.train;
         let drawn = self.order.step(self.step).to_vec();
         let rows = drawn.iter().map(|index| examples[*index].rows(width)).sum();
-        let parts: Vec<Targets> = split_by_length(&drawn, |index| examples[index].rows(width), std::env::var("OVH").map_or(PART_OVERHEAD,|v|v.parse().unwrap()))
+        let parts: Vec<Targets> = split_by_length(&drawn, |index| examples[index].rows(width), PART_OVERHEAD)
             .iter()
             .map(|part| Targets::new(part.iter().map(|index| &examples[*index]), width))
             .collect();
@@ -317,7 +319,8 @@ impl Trainer {
             values.insert(name.clone(), (param.var.dims().to_vec(), host));
         }
         let state = self.optimizer.state().clone();
-        Checkpoint { config: self.config.clone(), base_id: self.base_id, step: self.step, values, state }.write(path)
+        Checkpoint { config: self.config.clone(), base_id: self.base_id, step: self.step, values, state }
+            .write(path)
     }
 
     /// Goes on from a checkpoint of the same configuration on the same base.
@@ -329,9 +332,10 @@ impl Trainer {
         checkpoint.check(path, &self.config, self.base_id)?;
         let mut values = Vec::new();
         for (name, param) in self.optimizer.params() {
-            let (dims, host) = checkpoint.values.get(name).ok_or_else(|| {
-                Error::field(path, "tensors", format!("a tensor {name:?}"), "none")
-            })?;
+            let (dims, host) = checkpoint
+                .values
+                .get(name)
+                .ok_or_else(|| Error::field(path, "tensors", format!("a tensor {name:?}"), "none"))?;
             if dims != param.var.dims() {
                 let what = format!("shape of {name}");
                 return Err(Error::field(path, what, format!("{:?}", param.var.dims()), format!("{dims:?}")));
@@ -356,7 +360,8 @@ impl Trainer {
     /// The variables of a step's forward pass by name: the trained ones, or in the quantization-aware part new ones with the
     /// values that their codes stand for.
     fn forward_variables(&self) -> Result<BTreeMap<String, Var>> {
-        let trained = || self.optimizer.params().iter().map(|(name, param)| (name.clone(), param.var.clone()));
+        let trained =
+            || self.optimizer.params().iter().map(|(name, param)| (name.clone(), param.var.clone()));
         let mut variables: BTreeMap<String, Var> = trained().collect();
         if self.step < self.quantized_from {
             return Ok(variables);
@@ -390,12 +395,15 @@ impl Trainer {
         for site in &self.sites {
             let (lora_a, lora_b) = factor_names(&site.name);
             let rows = self.model.site_rows(site.index, &part.batch);
-            factors.insert(site.index, Factors {
-                lora_a: variables[&lora_a].as_tensor().clone(),
-                lora_b: variables[&lora_b].as_tensor().clone(),
-                scaling: site.scaling,
-                dropout_mask: self.dropout_mask(site, rows, index)?,
-            });
+            factors.insert(
+                site.index,
+                Factors {
+                    lora_a: variables[&lora_a].as_tensor().clone(),
+                    lora_b: variables[&lora_b].as_tensor().clone(),
+                    scaling: site.scaling,
+                    dropout_mask: self.dropout_mask(site, rows, index)?,
+                },
+            );
         }
         let head = (!self.data.labels.is_empty()).then(|| {
             let (weight, bias) = head_names();

@@ -88,6 +88,9 @@ mod tests {
         let error = watch.finish().unwrap_err();
         assert!(matches!(&error, TrainError::NoGradient { tensor, steps: 3 } if tensor == "a"), "{error}");
         let error = step(&mut watch, Some(0.0), Some(1.0)).unwrap_err();
-        assert!(matches!(&error, TrainError::NoGradient { tensor, steps: WINDOW } if tensor == "a"), "{error}");
+        assert!(
+            matches!(&error, TrainError::NoGradient { tensor, steps: WINDOW } if tensor == "a"),
+            "{error}"
+        );
     }
 }

@@ -100,8 +100,8 @@ fn sim_runs_texts_and_features() {
 /// A task on the small decoder: names of three letters.
 fn names_task(fixture: &Fixture) {
     let letters = ["a", "b", "c", "ab", "bc", "ca"];
-    let names: String = (0..1100).map(|at| format!("{}{}\n", letters[at % 6], letters[at / 6 % 6])).collect();
-    fixture.write("names.txt", names.as_bytes());
+    let names: Vec<String> = (0..1100).map(|at| [letters[at % 6], letters[at / 6 % 6]].concat()).collect();
+    fixture.write("names.txt", names.join("\n").as_bytes());
     let task = "task = \"names\"\nbase = \"decoder.rpb\"\ndataset = \"names\"\ndata = \"names.txt\"\nsteps = 60\nbatch_size = 8\n";
     fixture.write("names.toml", task.as_bytes());
 }

@@ -72,19 +72,21 @@ pub(super) fn forward(sequence: &Sequence<'_>, kv_head: usize, log_sums: &mut [f
                 let mut inverse = [0.0; QUERIES];
                 for (i, scores) in scores.chunks_exact_mut(stride).enumerate().take(count) {
                     let (seen, hidden) = scores[..visible].split_at_mut(sequence.visible(start + i));
-                    let (sum, largest) = vectorized(
+                    hidden.fill(0.0);
+                    (log_sums[start + i], inverse[i]) = vectorized(
                         #[inline(always)]
                         || {
                             let largest = largest(seen, f32::NEG_INFINITY);
-                            (exp_all(seen, largest), largest)
+                            let sum = exp_all(seen, largest);
+                            (largest + math::ln(sum), 1.0 / sum)
                         },
                     );
-                    hidden.fill(0.0);
-                    log_sums[start + i] = largest + math::ln(f64::from(sum)) as f32;
-                    inverse[i] = 1.0 / sum;
                 }
                 let y = &mut y[start * head_size..][..count * head_size];
-                multiply(Target::new(y, count, head_size), &[(Mat::strided(&scores, stride, visible), &values)]);
+                multiply(
+                    Target::new(y, count, head_size),
+                    &[(Mat::strided(&scores, stride, visible), &values)],
+                );
                 for (y, inverse) in y.chunks_exact_mut(head_size).zip(inverse) {
                     for y in y {
                         *y *= inverse;
@@ -124,7 +126,10 @@ pub(super) fn backward(sequence: &Sequence<'_>, outputs: &Outputs<'_>, kv_head: 
             multiply(target, &[(Mat::new(grads, head_size), &values)]);
             // Whole register tiles: what is behind the visible keys is zero.
             let padded = visible.next_multiple_of(2 * LANES);
-            let rows = p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride)).zip(grads.chunks_exact(head_size));
+            let rows = p
+                .chunks_exact_mut(stride)
+                .zip(ds.chunks_exact_mut(stride))
+                .zip(grads.chunks_exact(head_size));
             for (i, ((p, ds), dy)) in rows.enumerate() {
                 let t = start + i;
                 let y = &outputs.y[t * width + head * head_size..][..head_size];

@@ -15,7 +15,8 @@ fn factors<'a>(a: &'a Tensor, b: &'a Tensor, dropout_mask: Option<&'a Tensor>) -
 
 fn mask() -> Tensor {
     let mut rng = Rng::new(1, "mask");
-    let values: Vec<f32> = (0..ROWS * INNER).map(|_| if rng.uniform() < 0.3 { 0.0 } else { 1.0 / 0.7 }).collect();
+    let values: Vec<f32> =
+        (0..ROWS * INNER).map(|_| if rng.uniform() < 0.3 { 0.0 } else { 1.0 / 0.7 }).collect();
     Tensor::from_vec(values, (ROWS, INNER), &Device::Cpu).unwrap()
 }
 
@@ -31,13 +32,19 @@ fn plain_and_frozen() {
             |t| linear_composed(&t[0], &t[1], Some(&t[2])),
         );
     }
-    check_operator("linear without bias", &[random("x", &[ROWS, INNER]), variable("w", &[OUT, INNER])], |t| {
-        linear(&t[0], &t[1], None)
-    }, |t| linear_composed(&t[0], &t[1], None));
+    check_operator(
+        "linear without bias",
+        &[random("x", &[ROWS, INNER]), variable("w", &[OUT, INNER])],
+        |t| linear(&t[0], &t[1], None),
+        |t| linear_composed(&t[0], &t[1], None),
+    );
     let all = [x, variable("w", &[OUT, INNER]), variable("bias", &[OUT])];
-    check_operator("linear, all trained", &all, |t| linear(&t[0], &t[1], Some(&t[2])), |t| {
-        linear_composed(&t[0], &t[1], Some(&t[2]))
-    });
+    check_operator(
+        "linear, all trained",
+        &all,
+        |t| linear(&t[0], &t[1], Some(&t[2])),
+        |t| linear_composed(&t[0], &t[1], Some(&t[2])),
+    );
 }
 
 #[test]

@@ -9,7 +9,10 @@ const OUT: usize = 10;
 const SCALING: f32 = 16.0 / RANK as f32;
 
 fn row_scale() -> Vec<f32> {
-    values(&random("w0", &[OUT, INNER])).chunks(INNER).map(|row| row.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0).collect()
+    values(&random("w0", &[OUT, INNER]))
+        .chunks(INNER)
+        .map(|row| row.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0)
+        .collect()
 }
 
 #[test]
@@ -18,12 +21,17 @@ fn the_forward_is_what_the_codes_stand_for() {
     let row_scale = row_scale();
     let (new_a, new_b) = fake_quant_lora(&a, &b, &row_scale, SCALING).unwrap();
     let delta = values(&(new_b.matmul(&new_a).unwrap() * f64::from(SCALING)).unwrap());
-    let codes = quant::quantize_lora(&values(&a), &values(&b), RANK, INNER, OUT, &row_scale, SCALING).unwrap();
+    let codes =
+        quant::quantize_lora(&values(&a), &values(&b), RANK, INNER, OUT, &row_scale, SCALING).unwrap();
     let largest = delta.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     for o in 0..OUT {
         for i in 0..INNER {
             let sum: f64 = (0..RANK)
-                .map(|j| f64::from(codes.b[o * RANK + j]) * f64::from(codes.c[j]) * f64::from(codes.a[j * INNER + i]))
+                .map(|j| {
+                    f64::from(codes.b[o * RANK + j])
+                        * f64::from(codes.c[j])
+                        * f64::from(codes.a[j * INNER + i])
+                })
                 .sum();
             let device = f64::from(row_scale[o]) * sum;
             let found = f64::from(delta[o * INNER + i]);
@@ -65,7 +73,12 @@ fn training_can_leave_a_zero_b() {
     let (x, w0) = (random("x", &[20, INNER]), random("w0", &[OUT, INNER]));
     let own = differentiate(|| {
         let (a, b) = fake_quant_lora(&a, &b, &row_scale(), SCALING)?;
-        own_loss(&lora_linear(&x, &w0, None, &LoraFactors { a: &a, b: &b, scaling: SCALING, dropout_mask: None })?)
+        own_loss(&lora_linear(
+            &x,
+            &w0,
+            None,
+            &LoraFactors { a: &a, b: &b, scaling: SCALING, dropout_mask: None },
+        )?)
     })
     .unwrap();
     assert!(values(grad(&own.grads, &b)).iter().any(|g| g.abs() > 1e-3), "b must be able to start");

@@ -10,7 +10,8 @@ use crate::train::{DatasetKind, DeviceKind, Length, TrainConfig, TrainError};
 const MINIMAL: &str = "task = \"t\"\nbase = \"bases/b\"\ndataset = \"names\"\ndata = \"/data/names.txt\"\n";
 
 fn parse(more: &str, overrides: &[(&str, &str)]) -> Result<TrainConfig, Error> {
-    let overrides: Vec<_> = overrides.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let overrides: Vec<_> =
+        overrides.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     TrainConfig::parse(&format!("{MINIMAL}{more}"), "t.toml", Path::new("tasks"), &overrides)
 }
 
@@ -26,7 +27,10 @@ fn a_file_sets_what_it_says_and_leaves_the_rest() {
         &[],
     )
     .unwrap();
-    assert_eq!((config.base, config.data), (PathBuf::from("tasks/bases/b"), PathBuf::from("/data/names.txt")));
+    assert_eq!(
+        (config.base, config.data),
+        (PathBuf::from("tasks/bases/b"), PathBuf::from("/data/names.txt"))
+    );
     assert_eq!((config.lora.rank, config.lora.alpha, config.lora.use_rslora), (4, 16.0, true));
     assert_eq!(config.lora.target_modules, ["q", "v"]);
     assert_eq!(config.lora.rank_pattern["layers.0.*"], 2);
@@ -66,14 +70,22 @@ fn a_task_with_classes_saves_its_head() {
     assert_eq!((config.dataset, config.pooling), (DatasetKind::Intents, Pooling::Last));
     assert_eq!(config.lora.modules_to_save, ["head"]);
     let error = message("", &[("modules_to_save", "head")]);
-    assert!(error.contains("modules_to_save: expected [] (the task has no head), found [\"head\"]"), "{error}");
+    assert!(
+        error.contains("modules_to_save: expected [] (the task has no head), found [\"head\"]"),
+        "{error}"
+    );
     let error = message("modules_to_save = [\"lm_head\"]", &[]);
-    assert!(error.contains("modules_to_save: expected [\"head\"] or [], found array [\"lm_head\"]"), "{error}");
+    assert!(
+        error.contains("modules_to_save: expected [\"head\"] or [], found array [\"lm_head\"]"),
+        "{error}"
+    );
 }
 
 #[test]
 fn an_unknown_key_is_answered_with_the_nearest() {
-    for (key, nearest) in [("lora_alhpa", "lora_alpha"), ("target_module", "target_modules"), ("batchsize", "batch_size")] {
+    for (key, nearest) in
+        [("lora_alhpa", "lora_alpha"), ("target_module", "target_modules"), ("batchsize", "batch_size")]
+    {
         let error = message(&format!("{key} = 1\n"), &[]);
         assert!(error.contains(&format!("unknown key {key:?} in t.toml: expected {nearest}")), "{error}");
     }
@@ -92,9 +104,15 @@ fn wrong_types_and_ranges_name_key_expected_and_found() {
         ("alpha = nan", "alpha: expected a number above 0, found float nan"),
         ("dropout = 1", "dropout: expected a number from 0 to below 1, found integer 1"),
         ("use_rslora = 1", "use_rslora: expected true or false, found integer 1"),
-        ("target_modules = [1]", "target_modules: expected a list of site names, or \"all-linear\", found array [1]"),
+        (
+            "target_modules = [1]",
+            "target_modules: expected a list of site names, or \"all-linear\", found array [1]",
+        ),
         ("target_modules = []", "target_modules: expected a list of site names"),
-        ("lr_scheduler_type = \"sawtooth\"", "expected \"constant\", \"linear\" or \"cosine\", found string \"sawtooth\""),
+        (
+            "lr_scheduler_type = \"sawtooth\"",
+            "expected \"constant\", \"linear\" or \"cosine\", found string \"sawtooth\"",
+        ),
         ("quantization_aware = 1.5", "quantization_aware: expected a number from 0 to 1, found float 1.5"),
         ("sequence = 4294967296", "sequence: expected a whole number from 0 to 4294967295"),
         ("rank_pattern = { q = 0 }", "rank_pattern: expected a table from site names to ranks of 1 or more"),
@@ -111,7 +129,9 @@ fn what_is_missing_or_twice_there_is_named() {
     let error = TrainConfig::parse("task = \"t\"", "t.toml", Path::new(""), &[]).unwrap_err().to_string();
     assert_eq!(error, "t.toml does not set base: expected a path");
     assert!(message("r = 1\nrank = 1", &[]).contains("sets rank twice: expected either rank or r"));
-    assert!(message("steps = 1\nepochs = 1", &[]).contains("sets steps twice: expected either steps or epochs"));
+    assert!(
+        message("steps = 1\nepochs = 1", &[]).contains("sets steps twice: expected either steps or epochs")
+    );
     let error = parse("rank == 1", &[]).unwrap_err();
     assert!(matches!(error, Error::Train(TrainError::Toml { .. })), "{error}");
     let error = TrainConfig::load(Path::new("no/such/task.toml"), &[]).unwrap_err();

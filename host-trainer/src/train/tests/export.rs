@@ -45,7 +45,8 @@ fn a_file_says_what_it_holds_and_its_self_test_passes() {
     let base = image.base().unwrap();
     let read = Adapter::new(&file, &base).unwrap();
     let rank = 3;
-    let factors: usize = adapter.sites.iter().map(|f| rank * (f.site.in_features + f.site.out_features)).sum();
+    let factors: usize =
+        adapter.sites.iter().map(|f| rank * (f.site.in_features + f.site.out_features)).sum();
     assert_eq!(read.payload_bytes(), factors + 2 * 12, "r (in + out) bytes a site, and the head");
     assert_eq!((read.body().task, read.body().sequence, read.body().alpha), ("tiny", 3, 6.0));
     let head = read.head().unwrap();

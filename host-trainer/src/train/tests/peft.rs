@@ -10,7 +10,8 @@ use crate::peft;
 use crate::train::{Length, TaskData, TrainConfig, Trainer};
 
 fn adapter(config: TrainConfig, data: TaskData) -> FloatAdapter {
-    let mut trainer = Trainer::new(TrainConfig { length: Length::Steps(3), ..config }, &network(), data).unwrap();
+    let mut trainer =
+        Trainer::new(TrainConfig { length: Length::Steps(3), ..config }, &network(), data).unwrap();
     trainer.run(&mut (), None).unwrap();
     trainer.adapter().unwrap()
 }
@@ -26,7 +27,9 @@ fn a_folder_comes_back_as_it_went_out() {
     ranks.lora.rank_pattern = [("ffn.down".to_owned(), 5)].into();
     ranks.lora.alpha_pattern = [("attn.q".to_owned(), 1.5)].into();
     ranks.lora.use_rslora = true;
-    for (name, original) in [("text", adapter(ranks, texts())), ("classes", adapter(class_config(), classes()))] {
+    for (name, original) in
+        [("text", adapter(ranks, texts())), ("classes", adapter(class_config(), classes()))]
+    {
         let path = folder.path().join(name);
         peft::write(&original, "tiny", &path).unwrap();
         let read = peft::read(&path, &network()).unwrap();
@@ -42,7 +45,10 @@ fn a_folder_comes_back_as_it_went_out() {
     }
     let config = json(&folder.path().join("text/adapter_config.json"));
     assert_eq!(config["peft_type"], "LORA");
-    assert_eq!((&config["r"], &config["lora_alpha"], &config["use_rslora"]), (&3.into(), &6.0.into(), &true.into()));
+    assert_eq!(
+        (&config["r"], &config["lora_alpha"], &config["use_rslora"]),
+        (&3.into(), &6.0.into(), &true.into())
+    );
     assert_eq!(config["rank_pattern"], serde_json::json!({ "layers.0.ffn.down": 5 }));
     assert_eq!(config["alpha_pattern"], serde_json::json!({ "layers.0.attn.q": 1.5 }));
     assert_eq!(config["target_modules"].as_array().unwrap().len(), 6);
@@ -93,7 +99,10 @@ fn what_does_not_fit_is_refused() {
     other.site_names[0] = "layers.0.attn.query".into();
     fs::remove_file(path.join("rankpatch.json")).unwrap();
     let error = peft::read(path, &other).unwrap_err().to_string();
-    assert!(error.contains("layers.0.attn.query") && error.contains("found base_model.model.layers.0.attn.q."), "{error}");
+    assert!(
+        error.contains("layers.0.attn.query") && error.contains("found base_model.model.layers.0.attn.q."),
+        "{error}"
+    );
 
     let tensors = path.join("adapter_model.safetensors");
     let bytes = fs::read(&tensors).unwrap();

@@ -24,7 +24,9 @@ impl Reporter for Log {
         match event {
             Event::Step { loss, .. } => self.losses.push(*loss),
             Event::Evaluated { metric, .. } => self.metrics.push(metric.value),
-            Event::PhaseChanged { step, phase: Phase::QuantizationAware } => self.quantized_from = Some(*step),
+            Event::PhaseChanged { step, phase: Phase::QuantizationAware } => {
+                self.quantized_from = Some(*step);
+            }
             _ => {}
         }
     }
@@ -78,7 +80,11 @@ fn a_run_learns_to_tell_classes() {
     assert!(last < 0.5 * first, "loss went from {first} to {last}");
     assert!(*log.metrics.last().unwrap() > 0.8, "{:?}", log.metrics);
     assert_eq!(adapter.head.unwrap().labels, ["low", "high"]);
-    assert!(log.lines[0].starts_with(r#"{"event":"started","task":"tiny","base":"tiny","sites":6,"#), "{}", log.lines[0]);
+    assert!(
+        log.lines[0].starts_with(r#"{"event":"started","task":"tiny","base":"tiny","sites":6,"#),
+        "{}",
+        log.lines[0]
+    );
     assert!(log.lines.last().unwrap().starts_with(r#"{"event":"finished","steps":60,"#));
 }
 
@@ -86,7 +92,9 @@ fn a_run_learns_to_tell_classes() {
 fn the_same_seed_gives_the_same_file_on_any_number_of_threads() {
     let with_threads = |threads, seed| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| file(&run(TrainConfig { seed, length: Length::Steps(12), ..class_config() }, classes()).0))
+        pool.install(|| {
+            file(&run(TrainConfig { seed, length: Length::Steps(12), ..class_config() }, classes()).0)
+        })
     };
     let one = with_threads(1, 3);
     assert_eq!(one, with_threads(1, 3));
@@ -145,7 +153,8 @@ fn rslora_and_patterns_reach_the_factors() {
     config.lora.rank_pattern = [("gate".to_owned(), 5), ("*".to_owned(), 2)].into();
     config.lora.alpha_pattern = [("layers.0.ffn.down".to_owned(), 9.0)].into();
     let (adapter, _) = run(config, texts());
-    let found: Vec<_> = adapter.sites.iter().map(|f| (f.site.name.as_str(), f.site.rank, f.site.scaling)).collect();
+    let found: Vec<_> =
+        adapter.sites.iter().map(|f| (f.site.name.as_str(), f.site.rank, f.site.scaling)).collect();
     let root = |rank: f64| rank.sqrt();
     assert_eq!(
         found,
@@ -170,7 +179,10 @@ fn patterns_that_fit_nothing_are_refused_with_the_sites_there_are() {
         let error = binding(targets);
         assert!(matches!(error, Error::Train(TrainError::NoSite { .. })), "{error}");
         let message = error.to_string();
-        assert!(message.contains("layers.0.attn.q, layers.0.attn.k") && message.contains(targets.last().unwrap()), "{message}");
+        assert!(
+            message.contains("layers.0.attn.q, layers.0.attn.k") && message.contains(targets.last().unwrap()),
+            "{message}"
+        );
     }
     let mut config = config();
     config.lora.exclude_modules = vec!["*".into()];
@@ -179,7 +191,10 @@ fn patterns_that_fit_nothing_are_refused_with_the_sites_there_are() {
     let mut config = class_config();
     config.lora.target_modules = vec!["classifier".into()];
     let error = refusal(config, classes());
-    assert!(matches!(&error, Error::Train(TrainError::SiteNotRead { site }) if site == "classifier"), "{error}");
+    assert!(
+        matches!(&error, Error::Train(TrainError::SiteNotRead { site }) if site == "classifier"),
+        "{error}"
+    );
     let mut config = class_config();
     config.lora.rank_pattern = [("v".to_owned(), 257)].into();
     let error = refusal(config, classes()).to_string();
@@ -198,10 +213,11 @@ fn a_site_that_gets_no_gradient_stops_the_run() {
     config.lora.target_modules = vec!["q".into(), "gate".into()];
     let mut trainer = Trainer::new(config, &network, texts()).unwrap();
     let error = trainer.run(&mut (), None).unwrap_err();
-    let named = |tensor: &str| {
-        tensor == "layers.0.ffn.gate.lora_A.weight, layers.0.ffn.gate.lora_B.weight"
-    };
-    assert!(matches!(&error, Error::Train(TrainError::NoGradient { tensor, steps: 4 }) if named(tensor)), "{error}");
+    let named = |tensor: &str| tensor == "layers.0.ffn.gate.lora_A.weight, layers.0.ffn.gate.lora_B.weight";
+    assert!(
+        matches!(&error, Error::Train(TrainError::NoGradient { tensor, steps: 4 }) if named(tensor)),
+        "{error}"
+    );
     assert_eq!(trainer.step(), 3);
 }
 

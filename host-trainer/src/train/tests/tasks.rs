@@ -12,7 +12,8 @@ use crate::train::{DatasetKind, Sequence, Target, TaskData, TrainConfig, TrainEr
 
 fn config(task: &str, overrides: &[(&str, &str)]) -> TrainConfig {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tasks/{task}.toml"));
-    let overrides: Vec<_> = overrides.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let overrides: Vec<_> =
+        overrides.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     TrainConfig::load(&path, &overrides).unwrap()
 }
 
@@ -48,7 +49,10 @@ fn names_are_spelt_and_end() {
         let bos = tokenizer.info().bos;
         assert_eq!((ids[0], ids[ids.len() - 1]), (bos, bos));
         let letters: Vec<&[u8]> = ids[1..ids.len() - 1].iter().map(|id| tokenizer.piece(*id)).collect();
-        assert!(letters.iter().all(|letter| letter.len() == 1 && letter[0].is_ascii_lowercase()), "{letters:?}");
+        assert!(
+            letters.iter().all(|letter| letter.len() == 1 && letter[0].is_ascii_lowercase()),
+            "{letters:?}"
+        );
         assert_eq!(example.target, Target::Next { characters: letters.len() + 1 });
     }
     // Whatever a run's seed is, what is set apart stays apart.

@@ -25,7 +25,8 @@ pub(super) fn network() -> Network {
     };
     let vocab = u32::from(VOCAB);
     let table = matrix("embedding", vocab, 12, 1.0);
-    let names = ["layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.v", "layers.0.ffn.gate", "layers.0.ffn.up"];
+    let names =
+        ["layers.0.attn.q", "layers.0.attn.k", "layers.0.attn.v", "layers.0.ffn.gate", "layers.0.ffn.up"];
     let shapes = [(12, 12), (6, 12), (6, 12), (10, 12), (10, 12)];
     let [q, k, v, gate, up] = std::array::from_fn(|i| matrix(names[i], shapes[i].0, shapes[i].1, 0.3));
     let down = matrix("layers.0.ffn.down", 12, 10, 0.3);
@@ -75,10 +76,7 @@ pub(super) fn texts() -> TaskData {
     let mut text = || {
         let (first, len) = (rng.below(VOCAB.into()) as u16, 2 + rng.below(8) as u16);
         let ids = (0..len).map(|i| (first + 3 * i) % VOCAB).collect();
-        Example {
-            sequence: Sequence::Tokens(ids),
-            target: Target::Next { characters: usize::from(len) - 1 },
-        }
+        Example { sequence: Sequence::Tokens(ids), target: Target::Next { characters: usize::from(len) - 1 } }
     };
     let train = (0..60).map(|_| text()).collect();
     let test = (0..20).map(|_| text()).collect();

@@ -1,0 +1,73 @@
+//! Buffers of gradients: an operator adds to what is there, and buffers are used again.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::super::parallel::add_assign;
+
+/// Where the gradient of one input goes.
+pub(super) struct Sink<'p> {
+    wanted: bool,
+    buffer: Option<Vec<f32>>,
+    pool: &'p Pool,
+}
+
+impl Sink<'_> {
+    /// Whether anything needs this gradient.
+    pub(super) fn wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Lets `write` produce the gradient, if it is wanted. The flag says whether the buffer already holds a gradient
+    /// that must be added to; if not, its content is unspecified and must be overwritten everywhere.
+    pub(super) fn write(&mut self, len: usize, write: impl FnOnce(&mut [f32], bool)) {
+        if let Some((buffer, accumulate)) = self.buffer(len) {
+            write(buffer, accumulate);
+        }
+    }
+
+    /// What [`Sink::write`] gives, for operators that fill two sinks in one pass.
+    pub(super) fn buffer(&mut self, len: usize) -> Option<(&mut [f32], bool)> {
+        if !self.wanted {
+            return None;
+        }
+        let accumulate = self.buffer.is_some();
+        Some((self.buffer.get_or_insert_with(|| self.pool.take(len)), accumulate))
+    }
+
+    /// The output's gradient is this input's gradient. Pass it to the last input with `args.grad.take()`: that copies nothing.
+    pub(super) fn pass(&mut self, grad: Cow<'_, [f32]>) {
+        match (&mut self.buffer, self.wanted) {
+            (_, false) => self.pool.put(grad),
+            (Some(buffer), true) => {
+                super::parallel::add_assign(buffer, &grad);
+                self.pool.put(grad);
+            }
+            (None, true) => self.buffer = Some(grad.into_owned()),
+        }
+    }
+}
+
+/// Gradients that were used up, for the next ones of the same length: a step needs the same few lengths all the time.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: RefCell<BTreeMap<usize, Vec<Vec<f32>>>>,
+}
+
+impl Pool {
+    /// A buffer with unspecified content.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let recycled = self.free.borrow_mut().get_mut(&len).and_then(Vec::pop);
+        recycled.unwrap_or_else(|| vec![0.0; len])
+    }
+
+    fn put(&self, buffer: Cow<'_, [f32]>) {
+        if let Cow::Owned(buffer) = buffer
+            && !buffer.is_empty()
+        {
+            self.free.borrow_mut().entry(buffer.len()).or_default().push(buffer);
+        }
+    }
+}
+

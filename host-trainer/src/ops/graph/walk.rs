@@ -1,0 +1,139 @@
+//! Our own way from the loss back to the variables, over the operators that were recorded.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, TensorId};
+
+use super::super::{memory, parallel};
+use super::sink::{Pool, Sink};
+use super::{Backward, Gradient, HostArgs, with_host};
+
+/// Runs `forward`, which returns a loss of one element, and differentiates it.
+///
+/// Returns the loss (detached) and the gradients of every [`candle_core::Var`] that it depends on. Frozen tensors get
+/// no entry. The result is the same as that of `loss.backward()` up to the rounding of the sums where a value is used more
+/// than once, and has the same bits in every run and for any number of threads.
+///
+/// # Errors
+/// Whatever `forward` returns; a tensor library error if the loss has not exactly one element.
+pub fn value_and_grad<E: From<candle_core::Error>>(
+    forward: impl FnOnce() -> Result<Tensor, E>,
+) -> Result<(Tensor, GradStore), E> {
+    differentiate(forward).map(|done| (done.loss, done.grads))
+}
+
+/// A loss and its gradients, and whether candle's walk could be avoided.
+pub(super) struct Differentiated {
+    pub(super) loss: Tensor,
+    pub(super) grads: GradStore,
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests ask which way was taken"))]
+    pub(super) own_walk: bool,
+}
+
+/// [`value_and_grad`].
+pub(super) fn differentiate<E: From<candle_core::Error>>(
+    forward: impl FnOnce() -> Result<Tensor, E>,
+) -> Result<Differentiated, E> {
+    super::memory::keep_freed_pages();
+    let (tracked, records) = record(forward);
+    let tracked = tracked?;
+    if tracked.elem_count() != 1 {
+        let found = tracked.shape().clone();
+        return Err(
+            candle_core::Error::Msg(format!("the loss has shape {found:?}, expected one element")).into()
+        );
+    }
+    let loss = tracked.detach();
+    let recorded: HashSet<TensorId> = records.iter().map(|record| record.output.id()).collect();
+    let own_walk =
+        tracked.sorted_nodes().iter().all(|node| node.is_variable() || recorded.contains(&node.id()));
+    let grads = if own_walk {
+        let root = tracked.id();
+        // The records are the last owners now, so that the walk can free what it has passed.
+        drop(tracked);
+        walk(root, records)?
+    } else {
+        drop(records);
+        tracked.backward()?
+    };
+    Ok(Differentiated { loss, grads, own_walk })
+}
+
+/// One operator that ran while a recording was on.
+struct Record {
+    inputs: Vec<Tensor>,
+    output: Tensor,
+    op: Arc<dyn Backward>,
+}
+
+thread_local! {
+    static RECORDS: RefCell<Option<Vec<Record>>> = const { RefCell::new(None) };
+}
+
+/// Runs `forward` and returns the operators that ran on this thread meanwhile, in order.
+fn record<R>(forward: impl FnOnce() -> R) -> (R, Vec<Record>) {
+    /// Gives an outer recording back, after a panic too.
+    struct Restore(Option<Vec<Record>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDS.set(self.0.take());
+        }
+    }
+
+    let _restore = Restore(RECORDS.replace(Some(Vec::new())));
+    let result = forward();
+    (result, RECORDS.take().unwrap_or_default())
+}
+
+/// Walks the records from the last to the first. Their order is the order in which the operators ran, so every use of a
+/// value comes after it, and each sum of gradients has one fixed order.
+fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradStore> {
+    let mut pending: HashMap<TensorId, Vec<f32>> = HashMap::from([(root, vec![1.0])]);
+    let mut leaves: Vec<Tensor> = Vec::new();
+    let pool = Pool::default();
+    while let Some(Record { inputs, output, op }) = records.pop() {
+        // An output that the loss does not depend on has no gradient.
+        let Some(grad) = pending.remove(&output.id()) else { continue };
+        let mut sinks: Vec<Sink> = inputs
+            .iter()
+            .map(|input| Sink {
+                wanted: input.track_op(),
+                // The second use of the same input in one operator finds nothing here; both are added below.
+                buffer: pending.remove(&input.id()),
+                pool: &pool,
+            })
+            .collect();
+        with_host(&inputs, &output, |inputs, output| {
+            let mut args = HostArgs { inputs, output, grad: Gradient(Cow::Owned(grad)) };
+            op.host(&mut args, &mut sinks);
+            pool.put(args.grad.take());
+        })?;
+        for (input, sink) in inputs.iter().zip(sinks) {
+            let Some(buffer) = sink.buffer else { continue };
+            match pending.get_mut(&input.id()) {
+                Some(sum) => {
+                    super::parallel::add_assign(sum, &buffer);
+                    pool.put(Cow::Owned(buffer));
+                }
+                None => {
+                    pending.insert(input.id(), buffer);
+                }
+            }
+            if input.is_variable() && !leaves.iter().any(|leaf| leaf.id() == input.id()) {
+                leaves.push(input.clone());
+            }
+        }
+    }
+    let mut grads = GradStore::default();
+    for leaf in leaves {
+        if let Some(grad) = pending.remove(&leaf.id()) {
+            grads.insert(&leaf, Tensor::from_vec(grad, leaf.shape(), &Device::Cpu)?);
+        }
+    }
+    Ok(grads)
+}
+
