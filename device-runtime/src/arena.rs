@@ -21,7 +21,7 @@ pub struct ArenaLayout {
     pub codes: usize,
     /// Integer sums and packed activations of the kernels, rank components.
     pub kernels: usize,
-    /// Scores of one attention row.
+    /// Scores of one attention row, of two heads.
     pub scores: usize,
     /// Keys and values of the context.
     pub kv_cache: usize,
@@ -77,7 +77,7 @@ impl Counts {
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
                 Op::Attention { k, causal, .. } => {
                     let keys = base.value(k).rows.count(if causal { context } else { pass });
-                    counts.scores = counts.scores.max(keys);
+                    counts.scores = counts.scores.max(2 * keys);
                     if causal {
                         let width = base.value(k).width as usize;
                         counts.kv = counts.kv.saturating_add(keys.saturating_mul(2).saturating_mul(width));

@@ -13,119 +13,147 @@ pub(crate) struct Heads {
     pub(crate) scale: f32,
 }
 
+/// Keys and values so far, and which part of each row one head reads.
+#[derive(Clone, Copy)]
+struct Past<'a> {
+    /// `[keys, width]`.
+    k: &'a [f32],
+    /// `[keys, width]`.
+    v: &'a [f32],
+    width: usize,
+    /// First column of the head.
+    start: usize,
+    scale: f32,
+}
+
 /// y = softmax(scale q k^T) v for one query row over the key rows that `k` and `v` hold.
 ///
-/// `q`, `y`: `[n_heads * head_size]`; `k`, `v`: `[keys, n_kv_heads * head_size]`; `scores`: room for one number a key.
+/// `q`, `y`: `[n_heads * head_size]`; `k`, `v`: `[keys, n_kv_heads * head_size]`; `scores`: room for one number a key, or
+/// two to take two query heads of the same key head at once.
 pub(crate) fn attend(q: &[f32], k: &[f32], v: &[f32], y: &mut [f32], scores: &mut [f32], heads: Heads) {
     let head_size = (q.len() / heads.n_heads.max(1)).max(1);
-    let kv_width = (head_size * heads.n_kv_heads).max(1);
+    let width = (head_size * heads.n_kv_heads).max(1);
     let group = (heads.n_heads / heads.n_kv_heads.max(1)).max(1);
-    let Some(scores) = scores.get_mut(..k.len() / kv_width) else { return };
-    for (head, (q, y)) in q.chunks_exact(head_size).zip(y.chunks_exact_mut(head_size)).enumerate() {
-        let start = head / group * head_size;
-        // From here on, each chunk of `kv_width` begins with this head's part of a row.
-        let (k, v) = (k.get(start..).unwrap_or(&[]), v.get(start..).unwrap_or(&[]));
-        let sum = match head_size {
-            8 => one_head::<8>(q, k, v, y, scores, kv_width, heads.scale),
-            16 => one_head::<16>(q, k, v, y, scores, kv_width, heads.scale),
-            _ => any_head(q, k, v, y, scores, kv_width, heads.scale),
-        };
-        let inverse = 1.0 / sum;
-        y.iter_mut().for_each(|y| *y *= inverse);
-    }
-}
-
-/// One head of `N` columns: y = sum_j e_j v_j and the return value sum_j e_j.
-fn one_head<const N: usize>(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    y: &mut [f32],
-    scores: &mut [f32],
-    kv_width: usize,
-    scale: f32,
-) -> f32 {
-    let (Some(q), Some(y)) = (q.first_chunk::<N>(), y.first_chunk_mut::<N>()) else { return 1.0 };
-    let q = *q;
-    let mut max = f32::NEG_INFINITY;
-    for (score, key) in scores.iter_mut().zip(k.chunks(kv_width)) {
-        let Some(key) = key.first_chunk::<N>() else { break };
-        *score = dot_array(&q, key) * scale;
-        max = if *score > max { *score } else { max };
-    }
-    let total = exponentials(scores, max);
-    let mut sum = [0.0; N];
-    for (score, value) in scores.iter().zip(v.chunks(kv_width)) {
-        let Some(value) = value.first_chunk::<N>() else { break };
-        for i in 0..N {
-            sum[i] += *score * value[i];
+    let keys = k.len() / width;
+    let together = if scores.len() >= 2 * keys { 2 * head_size } else { head_size };
+    let groups = q.chunks(group * head_size).zip(y.chunks_mut(group * head_size));
+    for (kv_head, (q, y)) in groups.enumerate() {
+        let past = Past { k, v, width, start: kv_head * head_size, scale: heads.scale };
+        for (q, y) in q.chunks(together).zip(y.chunks_mut(together)) {
+            let Some(scores) = scores.get_mut(..q.len() / head_size * keys) else { return };
+            match (head_size, q.len() / head_size) {
+                (8, 2) => heads_of::<8, 2>(q, past, y, scores),
+                (8, 1) => heads_of::<8, 1>(q, past, y, scores),
+                (16, 2) => heads_of::<16, 2>(q, past, y, scores),
+                (16, 1) => heads_of::<16, 1>(q, past, y, scores),
+                _ => {
+                    for (q, y) in q.chunks(head_size).zip(y.chunks_mut(head_size)) {
+                        head_of_any_size(q, past, y, scores.get_mut(..keys).unwrap_or_default());
+                    }
+                }
+            }
         }
     }
-    *y = sum;
-    total
 }
 
-/// The dot product in four lanes, as [`math::dot`], of a length that is a multiple of 4.
-fn dot_array<const N: usize>(x: &[f32; N], y: &[f32; N]) -> f32 {
-    let mut lanes = [0.0; 4];
-    for i in 0..N {
-        lanes[i % 4] += x[i] * y[i];
+/// `G` heads of `N` columns that read the same keys, which are loaded once for all of them.
+fn heads_of<const N: usize, const G: usize>(q: &[f32], past: Past<'_>, y: &mut [f32], scores: &mut [f32]) {
+    let (queries, []) = q.as_chunks::<N>() else { return };
+    let Ok(queries): Result<[[f32; N]; G], _> = queries.try_into() else { return };
+    let scores = scores.as_chunks_mut::<G>().0;
+    let part = past.start..past.start + N;
+    let mut max = [f32::NEG_INFINITY; G];
+    for (scores, row) in scores.iter_mut().zip(past.k.chunks_exact(past.width)) {
+        let Some(key) = row.get(part.clone()).and_then(<[f32]>::first_chunk::<N>) else { return };
+        for ((score, query), max) in scores.iter_mut().zip(&queries).zip(&mut max) {
+            *score = dot_array(query, key) * past.scale;
+            *max = if *score > *max { *score } else { *max };
+        }
     }
-    (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    let total = exponentials(scores, max);
+    let mut sums = [[0.0; N]; G];
+    for (scores, row) in scores.iter().zip(past.v.chunks_exact(past.width)) {
+        let Some(value) = row.get(part.clone()).and_then(<[f32]>::first_chunk::<N>) else { return };
+        for (score, sums) in scores.iter().zip(&mut sums) {
+            sums.iter_mut().zip(value).for_each(|(sum, value)| *sum += score * value);
+        }
+    }
+    for ((y, sums), total) in y.as_chunks_mut::<N>().0.iter_mut().zip(sums).zip(total) {
+        let inverse = 1.0 / total;
+        *y = sums.map(|sum| sum * inverse);
+    }
+}
+
+/// The dot product in four lanes, as [`math::dot`], of a length that is a multiple of 4 and at least 4.
+///
+/// Lanes begin with their first term where those of [`math::dot`] begin with 0 plus it. That only differs in the sign of a zero, which
+/// no later step of attention sees: the exponential of either zero's distance to the maximum is the same.
+fn dot_array<const N: usize>(x: &[f32; N], y: &[f32; N]) -> f32 {
+    let ([first, rest @ ..], [y_first, y_rest @ ..]) = (x.as_chunks::<4>().0, y.as_chunks::<4>().0) else {
+        return 0.0;
+    };
+    let mut lanes = [0, 1, 2, 3].map(|lane: usize| product(first, y_first, lane));
+    for (x, y) in rest.iter().zip(y_rest) {
+        lanes.iter_mut().zip(x.iter().zip(y)).for_each(|(lane, (x, y))| *lane += x * y);
+    }
+    let [l0, l1, l2, l3] = lanes;
+    (l0 + l1) + (l2 + l3)
+}
+
+fn product(x: &[f32; 4], y: &[f32; 4], lane: usize) -> f32 {
+    x.get(lane).copied().unwrap_or(0.0) * y.get(lane).copied().unwrap_or(0.0)
 }
 
 /// One head of any size.
-fn any_head(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    y: &mut [f32],
-    scores: &mut [f32],
-    kv_width: usize,
-    scale: f32,
-) -> f32 {
+fn head_of_any_size(q: &[f32], past: Past<'_>, y: &mut [f32], scores: &mut [f32]) {
+    let part = past.start..past.start + q.len();
     let mut max = f32::NEG_INFINITY;
-    for (score, key) in scores.iter_mut().zip(k.chunks(kv_width)) {
-        *score = math::dot(q, key.get(..q.len()).unwrap_or(&[])) * scale;
+    for (score, row) in scores.iter_mut().zip(past.k.chunks_exact(past.width)) {
+        *score = math::dot(q, row.get(part.clone()).unwrap_or(&[])) * past.scale;
         max = if *score > max { *score } else { max };
     }
-    let total = exponentials(scores, max);
+    let [total] = exponentials(scores.as_chunks_mut::<1>().0, [max]);
+    let inverse = 1.0 / total;
     // Sixteen columns at a time stay in registers over all rows.
     let (groups, tail) = y.as_chunks_mut::<16>();
-    let mut from = 0;
+    let mut from = past.start;
     for group in groups {
-        let mut sum = [0.0; 16];
-        for (score, value) in scores.iter().zip(v.get(from..).unwrap_or(&[]).chunks(kv_width)) {
-            let Some(value) = value.first_chunk::<16>() else { break };
-            for i in 0..16 {
-                sum[i] += *score * value[i];
-            }
+        let mut sums = [0.0; 16];
+        for (score, row) in scores.iter().zip(past.v.chunks_exact(past.width)) {
+            let Some(value) = row.get(from..from + 16).and_then(<[f32]>::first_chunk::<16>) else { return };
+            sums.iter_mut().zip(value).for_each(|(sum, value)| *sum += *score * value);
         }
-        *group = sum;
+        *group = sums.map(|sum| sum * inverse);
         from += 16;
     }
     tail.fill(0.0);
-    for (score, value) in scores.iter().zip(v.get(from..).unwrap_or(&[]).chunks(kv_width)) {
+    for (score, row) in scores.iter().zip(past.v.chunks_exact(past.width)) {
+        let value = row.get(from..part.end).unwrap_or(&[]);
         tail.iter_mut().zip(value).for_each(|(sum, value)| *sum += *score * value);
     }
-    total
+    tail.iter_mut().for_each(|sum| *sum *= inverse);
 }
 
-/// scores\[j\] = exp(scores\[j\] - max), and their sum in four lanes, as [`math::sum`].
-fn exponentials(scores: &mut [f32], max: f32) -> f32 {
-    let mut lanes = [0.0; 4];
+/// scores\[j\] = exp(scores\[j\] - max), and their sum in four lanes over j, as [`math::sum`]; for `G` heads at once.
+fn exponentials<const G: usize>(scores: &mut [[f32; G]], max: [f32; G]) -> [f32; G] {
+    let mut lanes = [[0.0; G]; 4];
+    let step = |lanes: &mut [f32; G], scores: &mut [f32; G]| {
+        for ((lane, score), max) in lanes.iter_mut().zip(scores).zip(max) {
+            *score = math::exp_at_most_88(*score - max);
+            *lane += *score;
+        }
+    };
     let (groups, tail) = scores.as_chunks_mut::<4>();
     for group in groups {
-        for i in 0..4 {
-            group[i] = math::exp(group[i] - max);
-            lanes[i] += group[i];
-        }
+        lanes.iter_mut().zip(group).for_each(|(lanes, scores)| step(lanes, scores));
     }
-    for (lane, score) in lanes.iter_mut().zip(tail) {
-        *score = math::exp(*score - max);
-        *lane += *score;
+    lanes.iter_mut().zip(tail).for_each(|(lanes, scores)| step(lanes, scores));
+    let [l0, l1, l2, l3] = lanes;
+    let mut total = [0.0; G];
+    for ((((total, l0), l1), l2), l3) in total.iter_mut().zip(l0).zip(l1).zip(l2).zip(l3) {
+        *total = (l0 + l1) + (l2 + l3);
     }
-    (lanes[0] + lanes[1]) + (lanes[2] + lanes[3])
+    total
 }
 
 #[cfg(test)]
@@ -165,7 +193,7 @@ mod tests {
     fn every_head_size_follows_the_definition_bit_for_bit() {
         let mut random = XorShift32::new(6);
         for (head_size, n_heads, n_kv_heads) in
-            [(8, 8, 4), (16, 3, 1), (64, 1, 1), (6, 2, 1), (5, 3, 3), (19, 4, 2), (32, 2, 2)]
+            [(8, 8, 4), (8, 3, 1), (16, 3, 1), (64, 1, 1), (6, 2, 1), (5, 3, 3), (19, 4, 2), (32, 2, 2)]
         {
             for keys in [1, 2, 3, 4, 7, 50] {
                 let mut values =

@@ -10,11 +10,13 @@ const ROUND_MAGIC: f32 = 12_582_912.0;
 ///
 /// x = n ln 2 + r with |r| <= ln(2)/2, then a polynomial of degree 6 in r (Cephes `expf`, S. Moshier).
 pub fn exp(x: f32) -> f32 {
+    if x > 88.0 { f32::INFINITY } else { exp_at_most_88(x) }
+}
+
+/// [`exp`] of what is at most 88, or a NaN.
+pub(crate) fn exp_at_most_88(x: f32) -> f32 {
     if x < -87.0 {
         return 0.0;
-    }
-    if x > 88.0 {
-        return f32::INFINITY;
     }
     let shifted = x * core::f32::consts::LOG2_E + ROUND_MAGIC;
     let n = shifted - ROUND_MAGIC;

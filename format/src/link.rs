@@ -202,7 +202,7 @@ pub enum Response<'a> {
         n_tokens: u32,
         /// Digest over the logits of every step.
         digest: u64,
-        /// Ticks it took.
+        /// Ticks it took, sending not included.
         ticks: u64,
     },
     /// Counters since start.

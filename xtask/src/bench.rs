@@ -92,13 +92,25 @@ fn networks(board: &Board) -> Result<Vec<Value>> {
         tool.json(&["base", "build", "--from", &from, "--target", "cortex-m4", "-o", text(&base)?])?;
         let qemu = Qemu::boot(board, &elf, &options(vec![(base, board.base.origin)]))?;
         let port = format!("tcp:{}", qemu.link_address());
-        let ask = |arguments: &[&str]| tool.json(&[&["device", "--port", &port, "--timeout", "300"], arguments].concat());
+        let ask = |arguments: &[&str]| {
+            tool.json(&[&["device", "--port", &port, "--timeout", "300"], arguments].concat())
+        };
         if model == "stories260k" {
             let tokens = STORY_TOKENS.to_string();
             let said = ask(&["generate", "--prompt", "", "--max-tokens", &tokens])?;
             let found = said["ids"].as_array().map_or(0, Vec::len) as u64;
             ensure!(found == STORY_TOKENS, "expected {STORY_TOKENS} tokens, found {found}");
-            push(&format!("{name} greedy"), [STORY_TOKENS, 1], &said["ticks"], STORY_TOKENS * STORY_PARAMETERS)?;
+            push(
+                &format!("{name} greedy"),
+                [STORY_TOKENS, 1],
+                &said["ticks"],
+                STORY_TOKENS * STORY_PARAMETERS,
+            )?;
+            // Attaching copies nothing: its cost does not even depend on the number of sites, here 35.
+            let pushed = ask(&["push", "tests/data/adapters/names.rpa"])?;
+            let activated = ask(&["activate", &pushed["slot"].to_string()])?;
+            let sites = activated["n_patches"].as_u64().context("expected the number of sites")?;
+            push("attach", [sites, 1], &activated["ticks"], 0)?;
         } else {
             let clip = workspace_root().join("tests/data/kwt1-golden/clips.safetensors");
             let ran = ask(&["run", "--features", text(&clip)?])?;

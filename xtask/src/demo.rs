@@ -51,7 +51,12 @@ pub(crate) fn run() -> Result<()> {
     let qemu = Qemu::boot(&board, &elf, &Options { echo_log: true, images, ..Options::default() })?;
     let device = Device { tool: &tool, port: format!("tcp:{}", qemu.link_address()) };
     let info = device.ask(&["info"])?;
-    println!("device: {} with {}, id {}", string(&info["board"]), string(&info["base"]), string(&info["base_id"]));
+    println!(
+        "device: {} with {}, id {}",
+        string(&info["board"]),
+        string(&info["base"]),
+        string(&info["base_id"])
+    );
 
     step("the plain base continues an empty text");
     let before = device.story()?;
@@ -65,7 +70,8 @@ pub(crate) fn run() -> Result<()> {
     for seed in SEEDS {
         let sampling = ["--prompt", "", "--max-tokens", "24", "--temperature", "0.8", "--seed", seed];
         let said = device.ask(&[&["generate"][..], &sampling].concat())?;
-        let host = tool.json(&[&["sim", "--base", text(&base)?, "--adapter", adapter][..], &sampling].concat())?;
+        let host =
+            tool.json(&[&["sim", "--base", text(&base)?, "--adapter", adapter][..], &sampling].concat())?;
         equal &= said["digest"] == host["digest"] && said["ids"] == host["ids"];
         names.push(string(&said["text"]));
     }
@@ -138,7 +144,10 @@ fn print_table(summary: &Value) {
         (format!("{name}: int8 on device code"), number(&metric["adapter_device"])),
         ("bits, host and device".to_owned(), yes(&metric["bit_exact_host_device"])),
         ("bits, base before and after".to_owned(), yes(&metric["restored_bit_exact"])),
-        ("seconds after compilation".to_owned(), format!("{:.0}", summary["seconds_after_compilation"].as_f64().unwrap_or(0.0))),
+        (
+            "seconds after compilation".to_owned(),
+            format!("{:.0}", summary["seconds_after_compilation"].as_f64().unwrap_or(0.0)),
+        ),
     ];
     let width = rows.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     println!();
@@ -156,7 +165,8 @@ impl Tool {
         let arguments = ["build", "--quiet", "--locked", "--package", "rankpatch", "--bin", "rankpatch"];
         let status = cargo().args(arguments).stdin(Stdio::null()).status().context("cannot start cargo")?;
         ensure!(status.success(), "building the rankpatch command failed: {status}");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from);
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| workspace_root().join("target"), PathBuf::from);
         Ok(Self(target.join("debug/rankpatch")))
     }
 

@@ -6,7 +6,8 @@ use xtask::cargo;
 
 /// Runs the test that compares them, told to write.
 pub(crate) fn run() -> Result<()> {
-    let arguments = ["test", "--quiet", "--locked", "--package", "rankpatch-format", "--all-features", "--lib", "golden"];
+    let arguments =
+        ["test", "--quiet", "--locked", "--package", "rankpatch-format", "--all-features", "--lib", "golden"];
     let status = cargo().args(arguments).env("RANKPATCH_WRITE_GOLDEN", "1").status()?;
     ensure!(status.success(), "writing the golden files failed: {status}");
     println!("tests/golden is written; look at `git diff --stat tests/golden`");

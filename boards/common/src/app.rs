@@ -576,7 +576,8 @@ impl<B: Board> App<B> {
         }
         let len = self.encode(prompt)?;
         let tokenizer = self.base.tokenizer().ok_or(refuse(ErrorCode::WrongInput, 1, 0))?;
-        let start = self.counter.ticks();
+        let mut start = self.counter.ticks();
+        let mut ticks = 0;
         self.engine.reset();
         let mut digest = Digest::default();
         let mut previous = self.tokens.get(len - 1).copied().unwrap_or(0);
@@ -592,7 +593,10 @@ impl<B: Board> App<B> {
             if next == special.bos || next == special.eos {
                 break;
             }
+            // The time that the link takes is not the network's.
+            ticks += self.timed(core::mem::take(&mut rows), start);
             send(link, id, &Response::Token { id: next, text: tokenizer.decode(previous, next) });
+            start = self.counter.ticks();
             previous = next;
             if self.engine.position() == self.engine.context() || n_tokens == max_tokens {
                 break;
@@ -600,7 +604,7 @@ impl<B: Board> App<B> {
             self.engine.run_tokens(&[next])?;
             rows += 1;
         }
-        let ticks = self.timed(rows, start);
+        ticks += self.timed(rows, start);
         send(link, id, &Response::Generated { n_tokens, digest: digest.value(), ticks });
         Ok(())
     }

@@ -7,16 +7,19 @@
 //! It falls back on candle's own walk as soon as one tensor of the loss was made by something else than these operators.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use candle_core::backend::BackendStorage;
-use candle_core::backprop::GradStore;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Shape, Storage, Tensor,
-    TensorId,
-};
+use candle_core::{CpuStorage, Device, Layout, Shape, Storage, Tensor};
+
+use adopt::Adopt;
+pub(super) use sink::Sink;
+#[cfg(test)]
+pub(super) use walk::differentiate;
+pub use walk::value_and_grad;
+
+mod adopt;
+mod sink;
+mod walk;
 
 /// The backward half of an operator with up to three differentiable inputs.
 pub(super) trait Backward: Send + Sync + 'static {
@@ -91,7 +94,7 @@ pub(super) fn node<B: Backward>(
     }
     let on_host = matches!(output, Output::Host(_));
     let op: Arc<dyn Backward> = Arc::new(op());
-    let adopt = Adopt { output: Mutex::new(Some(output)), shape, op: op.clone() };
+    let adopt = Adopt::new(output, shape, op.clone());
     let result = match *inputs {
         [a] => a.apply_op1(adopt),
         [a, b] => a.apply_op2(b, adopt),
@@ -99,12 +102,7 @@ pub(super) fn node<B: Backward>(
         _ => unreachable!("an operator has one to three differentiable inputs"),
     }?;
     if on_host {
-        RECORDS.with_borrow_mut(|records| {
-            if let Some(records) = records.as_mut() {
-                let inputs = inputs.iter().map(|&input| input.clone()).collect();
-                records.push(Record { inputs, output: result.clone(), op });
-            }
-        });
+        walk::remember(inputs, &result, op);
     }
     Ok(result)
 }
@@ -146,4 +144,3 @@ fn host_slice<'a>(storage: &'a Storage, layout: &Layout) -> candle_core::Result<
         ))),
     }
 }
-

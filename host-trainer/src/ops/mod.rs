@@ -61,7 +61,8 @@ pub use elementwise::{add, add_bias, gelu, gelu_composed, mul, silu, silu_compos
 pub use error::{OpError, Result};
 pub use fake_quant::fake_quant_lora;
 pub use graph::value_and_grad;
-pub use linear::{LoraFactors, frozen_linear, linear, linear_composed, lora_linear, lora_linear_composed};
+pub use linear::lora::{LoraFactors, lora_linear, lora_linear_composed};
+pub use linear::{frozen_linear, linear, linear_composed};
 pub use loss::{cross_entropy, cross_entropy_composed};
 pub use norm::{layer_norm, layer_norm_composed, rms_norm, rms_norm_composed};
 pub use rope::{RopeTable, rope, rope_composed};

@@ -9,7 +9,9 @@ use crate::rng::Rng;
 
 mod linear;
 mod others;
+mod products;
 mod quantized;
+mod walk;
 
 /// Largest error allowed, relative to the largest value: f32 sums of some hundred terms in another order.
 const TOLERANCE: f32 = 2e-5;

@@ -4,19 +4,25 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Shape, Storage, Tensor};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Shape, Storage, Tensor,
+};
 
 use super::sink::{Pool, Sink};
 use super::{Backward, Gradient, HostArgs, Output, with_host, with_values};
 
 /// The custom operator that hands out a result that is already there.
-struct Adopt {
+pub(super) struct Adopt {
     output: Mutex<Option<Output>>,
     shape: Shape,
     op: Arc<dyn Backward>,
 }
 
 impl Adopt {
+    pub(super) fn new(output: Output, shape: Shape, op: Arc<dyn Backward>) -> Self {
+        Self { output: Mutex::new(Some(output)), shape, op }
+    }
+
     fn take(&self) -> candle_core::Result<Output> {
         let taken = self.output.lock().map_or(None, |mut output| output.take());
         taken.ok_or_else(|| {
@@ -57,8 +63,7 @@ impl Adopt {
             return self.op.device(&inputs, &grad, &wanted);
         }
         let pool = Pool::default();
-        let mut sinks: Vec<Sink> =
-            wanted.iter().map(|&wanted| Sink { wanted, buffer: None, pool: &pool }).collect();
+        let mut sinks: Vec<Sink> = wanted.iter().map(|&wanted| Sink::new(wanted, None, &pool)).collect();
         with_values(&grad, |grad| {
             with_host(&inputs, res, |inputs, output| {
                 self.op
@@ -66,7 +71,7 @@ impl Adopt {
             })
         })??;
         let tensors = sinks.into_iter().zip(&inputs).map(|(sink, input)| {
-            sink.buffer.map(|values| Tensor::from_vec(values, input.shape(), &Device::Cpu)).transpose()
+            sink.into_buffer().map(|values| Tensor::from_vec(values, input.shape(), &Device::Cpu)).transpose()
         });
         tensors.collect()
     }

@@ -7,28 +7,38 @@ use std::collections::BTreeMap;
 use super::super::parallel::add_assign;
 
 /// Where the gradient of one input goes.
-pub(super) struct Sink<'p> {
+pub(in crate::ops) struct Sink<'p> {
     wanted: bool,
     buffer: Option<Vec<f32>>,
     pool: &'p Pool,
 }
 
-impl Sink<'_> {
+impl<'p> Sink<'p> {
+    /// A sink that holds a gradient already, or none.
+    pub(super) fn new(wanted: bool, buffer: Option<Vec<f32>>, pool: &'p Pool) -> Self {
+        Self { wanted, buffer, pool }
+    }
+
+    /// The gradient that it has now.
+    pub(super) fn into_buffer(self) -> Option<Vec<f32>> {
+        self.buffer
+    }
+
     /// Whether anything needs this gradient.
-    pub(super) fn wanted(&self) -> bool {
+    pub(in crate::ops) fn wanted(&self) -> bool {
         self.wanted
     }
 
     /// Lets `write` produce the gradient, if it is wanted. The flag says whether the buffer already holds a gradient
     /// that must be added to; if not, its content is unspecified and must be overwritten everywhere.
-    pub(super) fn write(&mut self, len: usize, write: impl FnOnce(&mut [f32], bool)) {
+    pub(in crate::ops) fn write(&mut self, len: usize, write: impl FnOnce(&mut [f32], bool)) {
         if let Some((buffer, accumulate)) = self.buffer(len) {
             write(buffer, accumulate);
         }
     }
 
     /// What [`Sink::write`] gives, for operators that fill two sinks in one pass.
-    pub(super) fn buffer(&mut self, len: usize) -> Option<(&mut [f32], bool)> {
+    pub(in crate::ops) fn buffer(&mut self, len: usize) -> Option<(&mut [f32], bool)> {
         if !self.wanted {
             return None;
         }
@@ -36,12 +46,12 @@ impl Sink<'_> {
         Some((self.buffer.get_or_insert_with(|| self.pool.take(len)), accumulate))
     }
 
-    /// The output's gradient is this input's gradient. Pass it to the last input with `args.grad.take()`: that copies nothing.
-    pub(super) fn pass(&mut self, grad: Cow<'_, [f32]>) {
+    /// The output's gradient is this input's gradient. The last input gets `args.grad.take()`: that copies nothing.
+    pub(in crate::ops) fn pass(&mut self, grad: Cow<'_, [f32]>) {
         match (&mut self.buffer, self.wanted) {
             (_, false) => self.pool.put(grad),
             (Some(buffer), true) => {
-                super::parallel::add_assign(buffer, &grad);
+                add_assign(buffer, &grad);
                 self.pool.put(grad);
             }
             (None, true) => self.buffer = Some(grad.into_owned()),
@@ -62,7 +72,8 @@ impl Pool {
         recycled.unwrap_or_else(|| vec![0.0; len])
     }
 
-    fn put(&self, buffer: Cow<'_, [f32]>) {
+    /// Gives a buffer back, unless it is borrowed.
+    pub(super) fn put(&self, buffer: Cow<'_, [f32]>) {
         if let Cow::Owned(buffer) = buffer
             && !buffer.is_empty()
         {
@@ -70,4 +81,3 @@ impl Pool {
         }
     }
 }
-

@@ -27,18 +27,18 @@ pub fn value_and_grad<E: From<candle_core::Error>>(
 }
 
 /// A loss and its gradients, and whether candle's walk could be avoided.
-pub(super) struct Differentiated {
-    pub(super) loss: Tensor,
-    pub(super) grads: GradStore,
+pub(in crate::ops) struct Differentiated {
+    pub(in crate::ops) loss: Tensor,
+    pub(in crate::ops) grads: GradStore,
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests ask which way was taken"))]
-    pub(super) own_walk: bool,
+    pub(in crate::ops) own_walk: bool,
 }
 
 /// [`value_and_grad`].
-pub(super) fn differentiate<E: From<candle_core::Error>>(
+pub(in crate::ops) fn differentiate<E: From<candle_core::Error>>(
     forward: impl FnOnce() -> Result<Tensor, E>,
 ) -> Result<Differentiated, E> {
-    super::memory::keep_freed_pages();
+    memory::keep_freed_pages();
     let (tracked, records) = record(forward);
     let tracked = tracked?;
     if tracked.elem_count() != 1 {
@@ -74,6 +74,16 @@ thread_local! {
     static RECORDS: RefCell<Option<Vec<Record>>> = const { RefCell::new(None) };
 }
 
+/// Records an operator that has just run, if a recording is on.
+pub(super) fn remember(inputs: &[&Tensor], output: &Tensor, op: Arc<dyn Backward>) {
+    RECORDS.with_borrow_mut(|records| {
+        if let Some(records) = records.as_mut() {
+            let inputs = inputs.iter().map(|&input| input.clone()).collect();
+            records.push(Record { inputs, output: output.clone(), op });
+        }
+    });
+}
+
 /// Runs `forward` and returns the operators that ran on this thread meanwhile, in order.
 fn record<R>(forward: impl FnOnce() -> R) -> (R, Vec<Record>) {
     /// Gives an outer recording back, after a panic too.
@@ -100,12 +110,8 @@ fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradSto
         let Some(grad) = pending.remove(&output.id()) else { continue };
         let mut sinks: Vec<Sink> = inputs
             .iter()
-            .map(|input| Sink {
-                wanted: input.track_op(),
-                // The second use of the same input in one operator finds nothing here; both are added below.
-                buffer: pending.remove(&input.id()),
-                pool: &pool,
-            })
+            // The second use of the same input in one operator finds no buffer here; both are added below.
+            .map(|input| Sink::new(input.track_op(), pending.remove(&input.id()), &pool))
             .collect();
         with_host(&inputs, &output, |inputs, output| {
             let mut args = HostArgs { inputs, output, grad: Gradient(Cow::Owned(grad)) };
@@ -113,10 +119,10 @@ fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradSto
             pool.put(args.grad.take());
         })?;
         for (input, sink) in inputs.iter().zip(sinks) {
-            let Some(buffer) = sink.buffer else { continue };
+            let Some(buffer) = sink.into_buffer() else { continue };
             match pending.get_mut(&input.id()) {
                 Some(sum) => {
-                    super::parallel::add_assign(sum, &buffer);
+                    parallel::add_assign(sum, &buffer);
                     pool.put(Cow::Owned(buffer));
                 }
                 None => {
@@ -136,4 +142,3 @@ fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradSto
     }
     Ok(grads)
 }
-
