@@ -39,7 +39,7 @@ pub fn silu(x: f32) -> f32 {
 
 /// 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), computed as the equal x / (1 + exp(-2 u)).
 pub fn gelu(x: f32) -> f32 {
-    let twice_u = 1.595_769_1 * (x + 0.044_715 * (x * x * x));
+    let twice_u = 1.595_769_2 * (x + 0.044_715 * (x * x * x));
     x / (1.0 + exp(-twice_u))
 }
 

@@ -335,7 +335,7 @@ fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout) -> Result<Tensor
     let len = (shape.rows as usize) * (shape.cols as usize);
     match tensor {
         Tensor::Floats { data, .. } if data.len() == len => {
-            image.extend_from_slice(bytemuck::cast_slice(data))
+            image.extend_from_slice(bytemuck::cast_slice(data));
         }
         Tensor::Codes { codes, scales, .. } if codes.len() == len && scales.len() == shape.rows as usize => {
             info.layout = Some(layout);

@@ -1,23 +1,23 @@
 //! Rankpatch trainer.
 
+pub mod base;
 pub mod cli;
 pub mod client;
-pub mod sim;
-pub mod import;
-pub mod features;
 pub mod data;
-pub mod base;
+mod error;
+pub mod executor;
+pub mod export;
+pub mod features;
+pub mod files;
+pub mod import;
+pub mod lora;
 pub mod ops;
 pub mod optim;
+pub mod peft;
 pub mod quant;
 pub mod rng;
 pub mod schedule;
-mod error;
-pub mod executor;
-pub mod files;
-pub mod lora;
-pub mod export;
-pub mod peft;
+pub mod sim;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -3,8 +3,8 @@
 #![allow(clippy::missing_docs_in_private_items, reason = "tests")]
 
 mod parity;
-mod quality;
 mod qemu;
+mod quality;
 
 use std::path::PathBuf;
 

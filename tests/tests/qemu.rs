@@ -115,7 +115,8 @@ fn host_and_cortex_m4_have_the_same_bits() {
 /// Every site at another rank, factors that nothing was trained into, digest measured on the host.
 fn random_adapter(simulator: &Simulator) -> Vec<u8> {
     let network = rankpatch_format::write::Network::read(&simulator.base().unwrap());
-    let sites: Vec<(u16, usize)> = (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 9)).collect();
+    let sites: Vec<(u16, usize)> =
+        (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 9)).collect();
     let data = fixture::adapter(&network, &sites, None, 0.05, 17);
     sealed(&data, simulator)
 }
@@ -139,7 +140,11 @@ fn stories_and_names_are_the_same_on_host_and_device() {
         let (on_device, on_host) = sampling(temperature, seed);
         let found = running.device.generate(prompt, on_device, |_, _| {}).unwrap();
         let expected = host.generate(prompt, on_host, |_| {}).unwrap();
-        assert_eq!((found.digest, &found.ids), (expected.digest, &expected.ids), "{prompt:?} at {temperature}");
+        assert_eq!(
+            (found.digest, &found.ids),
+            (expected.digest, &expected.ids),
+            "{prompt:?} at {temperature}"
+        );
         String::from_utf8_lossy(&found.text).into_owned()
     };
     let plain = running.simulator.clone();
@@ -154,7 +159,11 @@ fn stories_and_names_are_the_same_on_host_and_device() {
         let (on_device, on_host) = sampling(temperature, seed);
         let found = running.device.generate(prompt, on_device, |_, _| {}).unwrap();
         let expected = host.generate(prompt, on_host, |_| {}).unwrap();
-        assert_eq!((found.digest, &found.ids), (expected.digest, &expected.ids), "{prompt:?} at {temperature}");
+        assert_eq!(
+            (found.digest, &found.ids),
+            (expected.digest, &expected.ids),
+            "{prompt:?} at {temperature}"
+        );
         String::from_utf8_lossy(&found.text).into_owned()
     };
     for seed in 1..6 {
@@ -233,7 +242,10 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
     assert_eq!(refusal(running.device.upload(1, &vec![0; 70_000], |_| {})), ErrorCode::OutOfRange);
     assert_eq!(refusal(running.device.run_features(&[0.0; 40], 1)), ErrorCode::WrongInput);
     let long = "word ".repeat(180);
-    assert!(matches!(refusal(running.device.run_text(&long)), ErrorCode::SequenceTooLong), "a prompt too long");
+    assert!(
+        matches!(refusal(running.device.run_text(&long)), ErrorCode::SequenceTooLong),
+        "a prompt too long"
+    );
     let after = running.device.generate("", sampling, |_, _| {}).unwrap();
     assert_eq!((after.digest, after.ids), (expected.digest, expected.ids), "the active adapter has changed");
     assert_eq!(running.device.info().unwrap().active.unwrap().slot, 0);

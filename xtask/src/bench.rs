@@ -52,7 +52,7 @@ fn kernels(board: &Board) -> Result<Vec<Value>> {
     let qemu = Qemu::boot(board, &elf, &options(Vec::new()))?;
     // Any byte starts it.
     std::io::Write::write_all(&mut qemu.connect(Duration::from_secs(10))?, b"s")?;
-    qemu.log().wait_for("bench done", Duration::from_secs(300))?;
+    qemu.log().wait_for("bench done", Duration::from_mins(5))?;
     let lines = qemu.log().lines();
     let records: Vec<Value> = lines.iter().filter_map(|line| record(board, &line.text)).collect();
     ensure!(!records.is_empty(), "expected counts in the log of the bench program, found none");

@@ -47,7 +47,6 @@ mod graph;
 mod linear;
 mod loss;
 pub(crate) mod math;
-mod memory;
 mod norm;
 mod parallel;
 mod rope;

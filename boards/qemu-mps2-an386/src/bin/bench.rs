@@ -56,10 +56,9 @@ mod device {
             v: core::array::from_fn(|i| (i * 997) as i16),
         };
         for (rows, cols) in [(256, 256), (64, 64), (172, 64), (64, 172), (512, 64)] {
-            for (layout, gemv, gemm) in [
-                (Layout::Dsp4x4, "gemv", "gemm"),
-                (Layout::RowMajor, "gemv_row_major", "gemm_row_major"),
-            ] {
+            for (layout, gemv, gemm) in
+                [(Layout::Dsp4x4, "gemv", "gemm"), (Layout::RowMajor, "gemv_row_major", "gemm_row_major")]
+            {
                 measure_base(&counter, weights, layout, (gemv, gemm), (rows, cols), &mut buffers);
             }
         }
@@ -82,7 +81,14 @@ mod device {
         measure(&mut f) - empty
     }
 
-    fn report(name: &str, (rows, cols): (usize, usize), rank: usize, tokens: usize, instructions: u64, macs: usize) {
+    fn report(
+        name: &str,
+        (rows, cols): (usize, usize),
+        rank: usize,
+        tokens: usize,
+        instructions: u64,
+        macs: usize,
+    ) {
         defmt::info!(
             "bench {=str} {=u32} {=u32} {=u32} {=u32} {=u64} {=u32}",
             name,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, TensorId};
 
-use super::super::{memory, parallel};
+use super::super::parallel;
 use super::sink::{Pool, Sink};
 use super::{Backward, Gradient, HostArgs, with_host};
 
@@ -38,7 +38,6 @@ pub(in crate::ops) struct Differentiated {
 pub(in crate::ops) fn differentiate<E: From<candle_core::Error>>(
     forward: impl FnOnce() -> Result<Tensor, E>,
 ) -> Result<Differentiated, E> {
-    memory::keep_freed_pages();
     let (tracked, records) = record(forward);
     let tracked = tracked?;
     if tracked.elem_count() != 1 {
