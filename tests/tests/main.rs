@@ -1,6 +1,6 @@
 //! Integration tests: the trainer's float executor, the device's code on the host and the firmware in QEMU against each
 //! other, on the carried models, data and adapters. One binary, because linking candle takes long.
-#![allow(clippy::missing_docs_in_private_items, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "the figures that the tests measure, shown with --nocapture")]
 
 mod parity;
 mod qemu;

@@ -25,16 +25,13 @@ impl Reporter for Silent {
 /// What a task must reach, as (float, device) -> right or wrong.
 fn check(task: &str, float: f64, device: f64) {
     println!("{task}: float {float:.4}, device {device:.4}");
-    match task {
-        "names" => {
-            assert!(float <= 3.1, "bits per character: expected at most 3.1, found {float}");
-            assert!(device <= float * 1.02, "expected at most 2 % above {float}, found {device}");
-        }
-        _ => {
-            let least = if task == "intent" { 0.97 } else { 0.99 };
-            assert!(float >= least, "accuracy: expected at least {least}, found {float}");
-            assert!(device >= float - 0.01, "expected at most a point below {float}, found {device}");
-        }
+    if task == "names" {
+        assert!(float <= 3.1, "bits per character: expected at most 3.1, found {float}");
+        assert!(device <= float * 1.02, "expected at most 2 % above {float}, found {device}");
+    } else {
+        let least = if task == "intent" { 0.97 } else { 0.99 };
+        assert!(float >= least, "accuracy: expected at least {least}, found {float}");
+        assert!(device >= float - 0.01, "expected at most a point below {float}, found {device}");
     }
 }
 

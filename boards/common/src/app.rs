@@ -89,10 +89,10 @@ fn refuse_for_ever(
             continue;
         }
         let [byte] = byte;
-        if let Framed::Message(message) = deframer.push(byte) {
-            if let Ok((id, _)) = link::decode::<Request<'_>>(message) {
-                send(link, id, &Response::Error { code, expected, found });
-            }
+        if let Framed::Message(message) = deframer.push(byte)
+            && let Ok((id, _)) = link::decode::<Request<'_>>(message)
+        {
+            send(link, id, &Response::Error { code, expected, found });
         }
     }
 }
@@ -477,10 +477,10 @@ impl<B: Board> App<B> {
                 let restored = before.map(|before| self.pinned(before.slot).map(|adapter| (before, adapter)));
                 self.active = None;
                 self.detach();
-                if let Some(Ok((before, adapter))) = restored {
-                    if self.attach(adapter, before.mode).is_ok() {
-                        self.active = Some(before);
-                    }
+                if let Some(Ok((before, adapter))) = restored
+                    && self.attach(adapter, before.mode).is_ok()
+                {
+                    self.active = Some(before);
                 }
                 for slot in [Some(next.slot), before.map(|before| before.slot)].into_iter().flatten() {
                     self.release(slot);

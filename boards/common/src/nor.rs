@@ -215,7 +215,7 @@ impl NorFlash for NorRam {
         words.for_each(|word| self.mark(word));
         // SAFETY: as in `erase`; `bytes` is a live reference and so lies outside the partition.
         unsafe {
-            self.start.add(range.start).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
+            self.start.add(range.start).copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
         };
         Ok(())
     }

@@ -61,6 +61,22 @@ fn tree(l: [f32; LANES]) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
+/// Sum of the values in a fixed order: sixteen interleaved sums, then a tree.
+#[inline(always)]
+pub(super) fn sum(values: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; 2 * LANES];
+    let (chunks, rest) = values.as_chunks::<{ 2 * LANES }>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += value;
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += value;
+    }
+    tree(std::array::from_fn(|i| lanes[i] + lanes[i + LANES]))
+}
+
 /// Sum of `f(value)`, for an `f` that is worth a vector loop of its own; in a fixed order.
 #[inline(always)]
 pub(super) fn sum_map(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {

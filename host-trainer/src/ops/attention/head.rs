@@ -4,7 +4,7 @@
 
 use super::super::gemm::{Mat, Packed, Target, multiply, outer};
 use super::super::math;
-use super::super::simd::{LANES, largest, sum_by, vectorized};
+use super::super::simd::{LANES, largest, sum, sum_by, vectorized};
 use super::AttentionShape;
 
 /// Queries of one block.
@@ -224,7 +224,7 @@ fn exp_all(values: &mut [f32], shift: f32) -> f32 {
     for value in &mut *values {
         *value = math::exp(*value - shift);
     }
-    sum_by(values.len(), |i| values[i])
+    sum(values)
 }
 
 /// [head_size, stride] to [seq, head_size]; rows from `length` on are zero.
