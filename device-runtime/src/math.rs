@@ -179,6 +179,7 @@ mod tests {
 
     /// The figures that the documentation of micromath's use here quotes.
     #[test]
+    #[allow(clippy::print_stdout, reason = "the figures, shown with --nocapture")]
     fn micromath_is_as_inaccurate_as_stated() {
         let inv_sqrt = relative(1.0..=4.0, |x| F32(x).invsqrt().0, |x| 1.0 / x.sqrt());
         let exp = relative(-20.0..=0.0, |x| F32(x).exp().0, f64::exp);

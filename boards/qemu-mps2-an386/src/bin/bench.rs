@@ -39,7 +39,7 @@ mod device {
             swept.cases += found.cases;
             swept.mismatches += found.mismatches;
         }
-        defmt::info!("sweep {=u32} cases, {=u32} mismatches", swept.cases as u32, swept.mismatches as u32);
+        defmt::info!("sweep {=u32} cases, {=u32} mismatches", swept.cases, swept.mismatches);
         if swept.mismatches != 0 {
             fail();
         }
