@@ -7,6 +7,8 @@ use rankpatch::executor::Model;
 use rankpatch::export::{dequantize, export};
 use rankpatch::sim::{Input, Simulator};
 use rankpatch::train::{Event, Reporter, TaskData, TrainConfig, Trainer, evaluate_float};
+use rankpatch_format::adapter::Adapter;
+use rankpatch_format::fixture;
 use rankpatch_format::layout::Layout;
 use rankpatch_format::link::Mode;
 use rankpatch_format::write::AdapterData;
@@ -122,4 +124,25 @@ fn quantization_hardly_costs_the_keywords() {
     let equal = found.iter().zip(&golden).filter(|(found, golden)| found == golden).count();
     println!("KWT-1 on the device's code: {equal} of {} as in float", golden.len());
     assert!(equal * 100 >= golden.len() * 99, "{equal} of {}", golden.len());
+}
+
+/// Rank 4 on q and v of every layer of KWT-1: the payload is r (d + k) bytes a matrix exactly, and all the rest of the file below
+/// 3 % of it.
+#[test]
+fn files_are_hardly_larger_than_their_payload() {
+    let image = image("kwt1", Layout::RowMajor);
+    let base = image.base().unwrap();
+    let network = rankpatch_format::write::Network::read(&base);
+    let sites: Vec<(u16, usize)> = base
+        .sites()
+        .filter(|site| site.name.ends_with("attn.q") || site.name.ends_with("attn.v"))
+        .map(|site| (site.index, 4))
+        .collect();
+    assert_eq!(sites.len(), 24);
+    let file = fixture::adapter(&network, &sites, None, 0.1, 1).write().unwrap();
+    let payload = Adapter::new(&file, &base).unwrap().payload_bytes();
+    assert_eq!(payload, 24 * 4 * (64 + 64));
+    let rest = file.len() - payload;
+    println!("KWT-1, q and v, rank 4: payload {payload} bytes, everything else {rest}");
+    assert!(rest * 100 <= payload * 3, "{rest} bytes beside a payload of {payload}");
 }

@@ -3,7 +3,7 @@
 //! Those in f32 have no branches, so that loops of them vectorize. Call them inside [`super::simd::vectorized`] only:
 //! elsewhere a multiply-add is a slow call.
 
-/// `e^x` in f32, relative error below 2e-7; stays at `e^-87.3` below -87.3 and at `e^88` above 88. NaN stays NaN.
+/// `e^x` in f32, relative error below 2.5e-7 + 2.8e-9 |x|; stays at `e^-87.3` below -87.3 and at `e^88` above 88. NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // 1.5 * 2^23: adding it leaves the nearest integer in the low bits.
