@@ -116,7 +116,7 @@ fn host_and_cortex_m4_have_the_same_bits() {
 fn random_adapter(simulator: &Simulator) -> Vec<u8> {
     let network = rankpatch_format::write::Network::read(&simulator.base().unwrap());
     let sites: Vec<(u16, usize)> =
-        (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 9)).collect();
+        (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 6)).collect();
     let data = fixture::adapter(&network, &sites, None, 0.05, 17);
     sealed(&data, simulator)
 }

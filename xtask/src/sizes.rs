@@ -1,13 +1,17 @@
 //! What the firmware occupies: flash and RAM by section, and the stack at its deepest.
 
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use xtask::board::Board;
 use xtask::firmware;
 use xtask::qemu::{Options, Qemu};
 use xtask::sections::{self, Section};
+use xtask::workspace_root;
+
+use crate::demo::{Tool, text};
 
 /// How long a program may take to log its peak stack.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +33,28 @@ pub(crate) fn run(json: bool) -> Result<()> {
     Ok(())
 }
 
+/// The deepest stack of the firmware after it has run, taken an adapter, switched to it and back.
+fn peak_stack(board: &Board, elf: &Path) -> Result<u64> {
+    let tool = Tool::build()?;
+    let folder = workspace_root().join("target/sizes");
+    std::fs::create_dir_all(&folder)?;
+    let base = folder.join("stories260k.rpb");
+    let model = "tests/data/bases/stories260k";
+    tool.json(&["base", "build", "--from", model, "--target", "cortex-m4", "-o", text(&base)?])?;
+    let qemu =
+        Qemu::boot(board, elf, &Options { images: vec![(base, board.base.origin)], ..Options::default() })?;
+    let port = format!("tcp:{}", qemu.link_address());
+    let ask = |arguments: &[&str]| tool.json(&[&["device", "--port", &port], arguments].concat());
+    ask(&["generate", "--max-tokens", "20"])?;
+    ask(&["push", "tests/data/adapters/names.rpa", "--activate", "--mode", "merged"])?;
+    ask(&["activate", "names"])?;
+    ask(&["selftest"])?;
+    ask(&["generate", "--max-tokens", "20", "--temperature", "0.8"])?;
+    ask(&["detach"])?;
+    let statistics = ask(&["stats"])?;
+    statistics["peak_stack_bytes"].as_u64().context("expected the peak stack in the device's statistics")
+}
+
 /// The sizes of one program.
 struct Report {
     board: String,
@@ -42,14 +68,21 @@ struct Report {
 impl Report {
     fn measure(board: &Board, program: &str) -> Result<Self> {
         let elf = firmware::build(board, program)?;
-        let qemu = Qemu::boot(board, &elf, &Options::default())?;
-        let line = qemu.log().wait_for("peak stack ", TIMEOUT).ok();
+        let peak = match program {
+            "firmware" => Some(peak_stack(board, &elf)?),
+            "bench" => None,
+            _ => {
+                let qemu = Qemu::boot(board, &elf, &Options::default())?;
+                let line = qemu.log().wait_for("peak stack ", TIMEOUT).ok();
+                line.and_then(|line| line.text.split(' ').nth(2)?.parse().ok())
+            }
+        };
         Ok(Self {
             board: board.name.clone(),
             program: program.to_owned(),
             sections: sections::read(board, &elf)?,
             stack_bytes: board.stack.length,
-            peak_stack_bytes: line.and_then(|line| line.text.split(' ').nth(2)?.parse().ok()),
+            peak_stack_bytes: peak,
         })
     }
 
