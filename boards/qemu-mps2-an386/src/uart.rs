@@ -93,10 +93,10 @@ pub(crate) fn on_receive() {
 
 impl Link for UartLink {
     fn read(&mut self, into: &mut [u8]) -> usize {
-        let was_full = QUEUE.is_full();
         let count = QUEUE.pop_into(into);
-        if was_full && count > 0 {
-            // A byte may be waiting in the UART, whose interrupt has gone by.
+        // A byte that found the queue full waits in the UART, and its interrupt has gone by. Looked for after the pop: the
+        // queue may have filled up at any time before it.
+        if count > 0 && LINK.state.read() & STATE_RX_FULL != 0 {
             NVIC::pend(Interrupt::LinkReceive);
         }
         count
