@@ -60,16 +60,43 @@ impl<'p> Sink<'p> {
 }
 
 /// Gradients that were used up, for the next ones of the same length: a step needs the same few lengths all the time.
+///
+/// A pool outlives the step. Besides the buffers themselves this saves the activations of the next step their pages: a C
+/// library returns the top of its heap to the system, and the pool's buffers, made last, are what is at the top.
 #[derive(Default)]
 pub(super) struct Pool {
-    free: RefCell<BTreeMap<usize, Vec<Vec<f32>>>>,
+    free: RefCell<BTreeMap<usize, Shelf>>,
+}
+
+/// The free buffers of one length.
+#[derive(Default)]
+struct Shelf {
+    buffers: Vec<Vec<f32>>,
+    /// Whether the current step has used this length.
+    used: bool,
+}
+
+thread_local! {
+    static KEPT: RefCell<Pool> = RefCell::default();
 }
 
 impl Pool {
+    /// Runs one step with the pool that this thread keeps. Lengths that the step did not use are dropped after it.
+    pub(super) fn with_kept<R>(step: impl FnOnce(&Pool) -> R) -> R {
+        let pool = KEPT.take();
+        let result = step(&pool);
+        let mut shelves = pool.free.into_inner();
+        shelves.retain(|_, shelf| std::mem::take(&mut shelf.used));
+        KEPT.set(Pool { free: RefCell::new(shelves) });
+        result
+    }
+
     /// A buffer with unspecified content.
     fn take(&self, len: usize) -> Vec<f32> {
-        let recycled = self.free.borrow_mut().get_mut(&len).and_then(Vec::pop);
-        recycled.unwrap_or_else(|| vec![0.0; len])
+        let mut free = self.free.borrow_mut();
+        let shelf = free.entry(len).or_default();
+        shelf.used = true;
+        shelf.buffers.pop().unwrap_or_else(|| vec![0.0; len])
     }
 
     /// Gives a buffer back, unless it is borrowed.
@@ -77,7 +104,7 @@ impl Pool {
         if let Cow::Owned(buffer) = buffer
             && !buffer.is_empty()
         {
-            self.free.borrow_mut().entry(buffer.len()).or_default().push(buffer);
+            self.free.borrow_mut().entry(buffer.len()).or_default().buffers.push(buffer);
         }
     }
 }

@@ -54,7 +54,7 @@ pub(in crate::ops) fn differentiate<E: From<candle_core::Error>>(
         let root = tracked.id();
         // The records are the last owners now, so that the walk can free what it has passed.
         drop(tracked);
-        walk(root, records)?
+        Pool::with_kept(|pool| walk(root, records, pool))?
     } else {
         drop(records);
         tracked.backward()?
@@ -100,17 +100,16 @@ fn record<R>(forward: impl FnOnce() -> R) -> (R, Vec<Record>) {
 
 /// Walks the records from the last to the first. Their order is the order in which the operators ran, so every use of a
 /// value comes after it, and each sum of gradients has one fixed order.
-fn walk(root: TensorId, mut records: Vec<Record>) -> candle_core::Result<GradStore> {
+fn walk(root: TensorId, mut records: Vec<Record>, pool: &Pool) -> candle_core::Result<GradStore> {
     let mut pending: HashMap<TensorId, Vec<f32>> = HashMap::from([(root, vec![1.0])]);
     let mut leaves: Vec<Tensor> = Vec::new();
-    let pool = Pool::default();
     while let Some(Record { inputs, output, op }) = records.pop() {
         // An output that the loss does not depend on has no gradient.
         let Some(grad) = pending.remove(&output.id()) else { continue };
         let mut sinks: Vec<Sink> = inputs
             .iter()
             // The second use of the same input in one operator finds no buffer here; both are added below.
-            .map(|input| Sink::new(input.track_op(), pending.remove(&input.id()), &pool))
+            .map(|input| Sink::new(input.track_op(), pending.remove(&input.id()), pool))
             .collect();
         with_host(&inputs, &output, |inputs, output| {
             let mut args = HostArgs { inputs, output, grad: Gradient(Cow::Owned(grad)) };
