@@ -19,6 +19,7 @@ use crate::{Error, Result, kernels};
 
 /// What attaching did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct Attachment {
     /// Sites patched.
     pub n_patches: u16,
@@ -127,6 +128,8 @@ impl<'a> Engine<'a> {
         let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied: 0 };
         self.attached = Some(Attached { adapter, merged: None });
         self.reset();
+        #[cfg(feature = "defmt")]
+        defmt::debug!("streamed: {}", attachment);
         Ok(attachment)
     }
 
@@ -150,6 +153,8 @@ impl<'a> Engine<'a> {
         let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied };
         self.attached = Some(Attached { adapter, merged: Some(memory) });
         self.reset();
+        #[cfg(feature = "defmt")]
+        defmt::debug!("merged: {}", attachment);
         Ok(attachment)
     }
 
@@ -157,6 +162,8 @@ impl<'a> Engine<'a> {
     /// merged adapter.
     pub fn detach(&mut self) -> Option<&'a mut [u8]> {
         self.reset();
+        #[cfg(feature = "defmt")]
+        defmt::debug!("detached");
         self.attached.take().and_then(|attached| attached.merged)
     }
 

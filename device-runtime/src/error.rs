@@ -4,10 +4,11 @@ use rankpatch_format::link::{ErrorCode, Response};
 
 /// What the engine refuses, with what it expected and what it found.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum Error {
     /// A base or an adapter is not acceptable.
-    Format(rankpatch_format::Error),
+    Format(#[cfg_attr(feature = "defmt", defmt(Debug2Format))] rankpatch_format::Error),
     /// The arena is too small for the base and the context.
     ArenaTooSmall {
         /// Bytes needed.
