@@ -1,6 +1,7 @@
 //! Speed of the training operators: one LoRA step (forward, backward, AdamW) of a decoder shaped like stories260K.
 //!
-//! `cargo run --release -p rankpatch --example ops_speed`; the number of threads is rayon's (`RAYON_NUM_THREADS`).
+//! `cargo run -p rankpatch --example ops_speed` (the dev profile optimizes this package fully); the number of threads is
+//! rayon's (`RAYON_NUM_THREADS`).
 #![expect(clippy::print_stdout, reason = "the numbers are the product")]
 
 use std::collections::BTreeMap;
