@@ -4,8 +4,9 @@
 use bytemuck::{Pod, cast_slice_mut};
 use rankpatch_format::MAX_RANK;
 use rankpatch_format::base::{ALIGN, Base};
-use rankpatch_format::graph::Op;
+use rankpatch_format::graph::{HeadShape, Op};
 
+use crate::attention::Scratch;
 use crate::kernels;
 use crate::{Error, Result};
 
@@ -21,7 +22,7 @@ pub struct ArenaLayout {
     pub codes: usize,
     /// Integer sums and packed activations of the kernels, rank components.
     pub kernels: usize,
-    /// Scores of one attention row, of two heads.
+    /// Codes, scores and weights of one attention row.
     pub scores: usize,
     /// Keys and values of the context.
     pub kv_cache: usize,
@@ -46,7 +47,8 @@ pub(crate) struct Counts {
     rows: usize,
     acc: usize,
     pack: usize,
-    scores: usize,
+    query: usize,
+    keys: usize,
     kv: usize,
     pooled: usize,
 }
@@ -75,12 +77,15 @@ impl Counts {
                     counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols));
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
-                Op::Attention { k, causal, .. } => {
+                Op::Attention { q, k, n_heads, n_kv_heads, causal, .. } => {
                     let keys = base.value(k).rows.count(if causal { context } else { pass });
-                    counts.scores = counts.scores.max(2 * keys);
+                    let head =
+                        HeadShape { head_size: base.value(q).width as usize / usize::from(n_heads.max(1)) };
+                    counts.query = counts.query.max(head.words());
+                    counts.keys = counts.keys.max(keys);
                     if causal {
-                        let width = base.value(k).width as usize;
-                        counts.kv = counts.kv.saturating_add(keys.saturating_mul(2).saturating_mul(width));
+                        let words = head.total_words(keys).saturating_mul(n_kv_heads.into());
+                        counts.kv = counts.kv.saturating_add(words);
                     }
                 }
                 _ => {}
@@ -100,7 +105,7 @@ impl Counts {
             values: words(self.values),
             codes: round(self.codes) + words(self.rows),
             kernels: words(self.acc) + words(self.pack) + words(2 * rank) + round(rank * 2),
-            scores: words(self.scores),
+            scores: words(self.query) + words(2 * self.query) + words(self.keys) + words(self.keys.div_ceil(2)),
             kv_cache: words(self.kv),
             head: words(self.pooled) + words(MIN_HEAD_OUTPUTS),
         }
@@ -131,8 +136,8 @@ pub(crate) struct Arena<'a> {
     pub(crate) pack: &'a mut [i32],
     pub(crate) z: &'a mut [i32],
     pub(crate) v: &'a mut [i16],
-    pub(crate) scores: &'a mut [f32],
-    pub(crate) kv: &'a mut [f32],
+    pub(crate) attention: Scratch<'a>,
+    pub(crate) kv: &'a mut [u32],
     pub(crate) pooled: &'a mut [f32],
     pub(crate) head_out: &'a mut [f32],
 }
@@ -158,7 +163,12 @@ impl<'a> Arena<'a> {
             pack: cutter.cut(counts.pack),
             z: cutter.cut(2 * rank),
             v: cutter.cut(rank),
-            scores: cutter.cut(counts.scores),
+            attention: Scratch {
+                query: cutter.cut(counts.query),
+                totals: cutter.cut(2 * counts.query),
+                scores: cutter.cut(counts.keys),
+                weights: cutter.cut(counts.keys.div_ceil(2)),
+            },
             kv: cutter.cut(counts.kv),
             pooled: cutter.cut(counts.pooled),
             head_out: bytemuck::try_cast_slice_mut(cutter.0).unwrap_or(&mut []),

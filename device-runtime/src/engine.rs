@@ -8,10 +8,10 @@
 use rankpatch_format::adapter::{Adapter, Cursor, Head, Pooling};
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::{Digest, XorShift32};
-use rankpatch_format::graph::{Op, ValueId};
+use rankpatch_format::graph::{HeadShape, Op};
 
 use crate::arena::{Arena, stride};
-use crate::attention::{Heads, attend};
+use crate::pass::{Heads, Pass};
 use crate::linear::{Codes, Scratch, linear};
 use crate::merge::{MergedCursor, merge, merged_bytes};
 use crate::ops;
@@ -429,17 +429,18 @@ impl<'a> Engine<'a> {
                 linear(&w, bias, patch.as_ref(), codes, pass.value_mut(index), &mut scratch);
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
                 let heads = Heads { n_heads: n_heads.into(), n_kv_heads: n_kv_heads.into(), scale };
-                let cache = if causal {
-                    let k = base.value(k);
-                    let len = 2 * k.rows.count(self.context) * k.width as usize;
+                let scratch = &mut self.arena.attention;
+                if causal {
+                    let room = base.value(k).rows.count(self.context);
+                    let head = HeadShape { head_size: base.value(q).width as usize / heads.n_heads.max(1) };
+                    let len = heads.n_kv_heads * head.total_words(room);
                     let (cache, rest) =
                         core::mem::take(&mut kv).split_at_mut_checked(len).unwrap_or_default();
                     kv = rest;
-                    Some(cache)
+                    pass.causal_attention(index, [q, k, v], heads, room, cache, scratch);
                 } else {
-                    None
-                };
-                pass.attention(index, [q, k, v], heads, cache, self.arena.scores);
+                    pass.attention(index, [q, k, v], heads, scratch);
+                }
             } else {
                 pass.elementwise(index, op);
             }
@@ -467,7 +468,7 @@ impl<'a> Engine<'a> {
 
     /// The task head over the pooled features: a linear operator on one row.
     fn run_head(&mut self, head: &Head<'_>) {
-        let Arena { pooled, codes, acc, pack, head_out, scores: _, .. } = &mut self.arena;
+        let Arena { pooled, codes, acc, pack, head_out, .. } = &mut self.arena;
         let Some(codes) = codes.get_mut(..head.width) else { return };
         // The mean is taken here, so that the sums can go on growing: scaling a vector does not change its codes.
         let mut scale = kernels::quantize(pooled, codes);
@@ -484,166 +485,5 @@ impl<'a> Engine<'a> {
             let value = acc.first().copied().unwrap_or(0) as f32 * (scale * row_scale);
             *y = bias.map_or(value, |bias| value + bias);
         }
-    }
-}
-
-/// One walk over the graph.
-struct Pass<'p, 'a> {
-    base: &'p Base<'a>,
-    values: &'p mut [f32],
-    rows: usize,
-    position: usize,
-    /// The value whose codes are at hand.
-    quantized: Option<ValueId>,
-}
-
-impl Pass<'_, '_> {
-    fn count(&self, id: ValueId) -> usize {
-        self.base.value(id).rows.count(self.rows)
-    }
-
-    fn range(&self, id: ValueId) -> core::ops::Range<usize> {
-        let value = self.base.value(id);
-        let start = value.offset as usize / 4;
-        start..start + value.rows.count(self.rows) * value.width as usize
-    }
-
-    fn value_mut(&mut self, id: ValueId) -> &mut [f32] {
-        let range = self.range(id);
-        self.values.get_mut(range).unwrap_or(&mut [])
-    }
-
-    /// Makes the codes of `id`, unless the operator before needed the same.
-    fn quantize(&mut self, id: ValueId, codes: &mut [i8], scales: &mut [f32]) {
-        if self.quantized == Some(id) {
-            return;
-        }
-        let width = self.base.value(id).width as usize;
-        let rows = self.value_mut(id).chunks_exact(width.max(1));
-        for ((row, codes), scale) in rows.zip(codes.chunks_mut(stride(width).max(1))).zip(scales) {
-            *scale = kernels::quantize(row, codes);
-        }
-        self.quantized = Some(id);
-    }
-
-    /// The output of operator `index` with a copy of its input `id` in it, unless the plan lets it work in place.
-    fn copied(&mut self, index: u16, id: ValueId) -> &mut [f32] {
-        let (from, to) = (self.range(id), self.range(index));
-        if from.start != to.start {
-            self.copy(from, to.clone());
-        }
-        self.values.get_mut(to).unwrap_or(&mut [])
-    }
-
-    /// Copies between two places that the plan keeps apart.
-    fn copy(&mut self, from: core::ops::Range<usize>, to: core::ops::Range<usize>) {
-        let Ok([from, to]) = self.values.get_disjoint_mut([from, to]) else { return };
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-    }
-
-    fn attention(
-        &mut self,
-        index: u16,
-        [q, k, v]: [ValueId; 3],
-        heads: Heads,
-        cache: Option<&mut [f32]>,
-        scores: &mut [f32],
-    ) {
-        let (q_width, kv_width) = (self.base.value(q).width as usize, self.base.value(k).width as usize);
-        // q, k and v may be one value; the plan keeps y apart from all of them.
-        let (places, to) = ([q, k, v].map(|id| self.range(id)), self.range(index));
-        let Some((before, rest)) = self.values.split_at_mut_checked(to.start) else { return };
-        let Some((y, after)) = rest.split_at_mut_checked(to.len()) else { return };
-        let [q, k, v] = places.map(|place| {
-            let shifted = || Some(place.start.checked_sub(to.end)?..place.end - to.end);
-            before.get(place.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
-        });
-        let queries = q.chunks_exact(q_width.max(1)).zip(y.chunks_exact_mut(q_width.max(1)));
-        let Some(cache) = cache else {
-            for (q, y) in queries {
-                attend(q, k, v, y, scores, heads);
-            }
-            return;
-        };
-        let (keys, values) = cache.split_at_mut(cache.len() / 2);
-        let from = self.position * kv_width;
-        for (cache, new) in [(&mut *keys, k), (&mut *values, v)] {
-            if let Some(cache) = cache.get_mut(from..from + new.len()) {
-                cache.copy_from_slice(new);
-            }
-        }
-        for (position, (q, y)) in (self.position..).zip(queries) {
-            let seen = ..(position + 1) * kv_width;
-            let (keys, values) = (keys.get(seen).unwrap_or(&[]), values.get(seen).unwrap_or(&[]));
-            attend(q, keys, values, y, scores, heads);
-        }
-    }
-
-    /// Operators that are neither linear nor attention.
-    fn elementwise(&mut self, index: u16, op: Op) {
-        let base = *self.base;
-        let width = base.value(index).width as usize;
-        match op {
-            Op::RmsNorm { input, weight, eps } => {
-                ops::rms_norm(self.copied(index, input), base.floats(weight), eps);
-            }
-            Op::LayerNorm { input, weight, bias, eps } => {
-                ops::layer_norm(self.copied(index, input), base.floats(weight), base.floats(bias), eps);
-            }
-            Op::Rope { input, inv_freq } => {
-                let position = self.position;
-                ops::rope(self.copied(index, input), width, base.floats(inv_freq), position);
-            }
-            Op::AddPosition { input, table } => {
-                let from = self.position * width;
-                let table = base.floats(table).get(from..).unwrap_or(&[]);
-                self.copied(index, input).iter_mut().zip(table).for_each(|(x, add)| *x += add);
-            }
-            Op::Scale { input, weight } => {
-                let weight = base.floats(weight);
-                for row in self.copied(index, input).chunks_exact_mut(width.max(1)) {
-                    row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight);
-                }
-            }
-            Op::Silu { input } => {
-                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::silu(*x));
-            }
-            Op::Gelu { input } => {
-                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::gelu(*x));
-            }
-            Op::Add { a, b } => self.binary(index, a, b, |a, b| a + b),
-            Op::Mul { a, b } => self.binary(index, a, b, |a, b| a * b),
-            Op::PrependToken { input, token } => {
-                let (from, to) = (self.range(input), self.range(index));
-                self.copy(from, to.start + width..to.end);
-                let token = base.floats(token);
-                self.value_mut(index).iter_mut().zip(token).for_each(|(to, from)| *to = *from);
-            }
-            Op::SelectRow { input, row } => {
-                let from = self.range(input).start + row as usize * width;
-                let to = self.range(index);
-                self.copy(from..from + width, to);
-            }
-            Op::MeanPool { input } => {
-                let count = self.count(input) as f32;
-                let ranges = [self.range(input), self.range(index)];
-                let Ok([x, y]) = self.values.get_disjoint_mut(ranges) else { return };
-                y.fill(0.0);
-                ops::accumulate(x, y);
-                y.iter_mut().for_each(|y| *y /= count);
-            }
-            Op::Embedding { .. } | Op::Features { .. } | Op::Linear { .. } | Op::Attention { .. } => {}
-        }
-    }
-
-    fn binary(&mut self, index: u16, a: ValueId, b: ValueId, f: fn(f32, f32) -> f32) {
-        let (range_b, to) = (self.range(b), self.range(index));
-        if a == b {
-            self.copied(index, a).iter_mut().for_each(|x| *x = f(*x, *x));
-            return;
-        }
-        self.copied(index, a);
-        let Ok([y, b]) = self.values.get_disjoint_mut([to, range_b]) else { return };
-        y.iter_mut().zip(b).for_each(|(y, b)| *y = f(*y, *b));
     }
 }

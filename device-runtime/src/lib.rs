@@ -23,6 +23,7 @@ mod linear;
 pub mod math;
 mod merge;
 mod ops;
+mod pass;
 mod sampler;
 pub mod slots;
 

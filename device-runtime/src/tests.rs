@@ -396,7 +396,8 @@ fn attention_reads_one_value_three_times() {
         let mut arena = memory(arena_bytes(&base, 3));
         let mut engine = Engine::new(base, arena.bytes_mut(), 3).unwrap();
         // One row attends to itself alone.
-        assert_eq!(engine.run_features(&[-4.5, 3.25]).unwrap(), [-4.5, 3.25]);
+        let y = engine.run_features(&[-4.5, 3.25]).unwrap();
+        assert!((y[0] + 4.5).abs() < 2e-3 && (y[1] - 3.25).abs() < 2e-3, "{y:?}");
     }
 }
 

@@ -419,10 +419,17 @@ impl<'a> Base<'a> {
         let tokens = self.manifest.pass_rows;
         for (index, op) in self.ops() {
             let info = self.value(index);
-            self.check_place(&info, tokens)?;
+            let mut bytes = info.bytes(tokens);
+            if let Some((destroyed, scratch)) = op.scratch(tokens, |id| self.value(id).shape()) {
+                bytes = bytes.max(scratch);
+                if self.value(destroyed).last_use != index {
+                    return Err(Error::PlanOverlap { first: destroyed, second: index });
+                }
+            }
+            self.check_place(&info, bytes)?;
             for other in 0..index {
                 let before = self.value(other);
-                let disjoint = info.offset.saturating_add(info.bytes(tokens)) <= before.offset
+                let disjoint = info.offset.saturating_add(bytes) <= before.offset
                     || before.offset.saturating_add(before.bytes(tokens)) <= info.offset;
                 let in_place = before.last_use == index && op.in_place(other) && before.offset == info.offset;
                 if before.last_use >= index && !disjoint && !in_place {
@@ -433,12 +440,12 @@ impl<'a> Base<'a> {
         Ok(())
     }
 
-    fn check_place(&self, info: &ValueInfo, tokens: u32) -> Result<()> {
+    fn check_place(&self, info: &ValueInfo, bytes: u32) -> Result<()> {
         let found = info.offset % ALIGN as u32;
         if found != 0 {
             return Err(Error::Misaligned { what: "value", expected: ALIGN as u32, found });
         }
-        let (end, max) = (info.offset.saturating_add(info.bytes(tokens)), self.manifest.values_bytes);
+        let (end, max) = (info.offset.saturating_add(bytes), self.manifest.values_bytes);
         if end > max {
             return Err(Error::OutOfRange { what: "end of a value in the arena", found: end, max });
         }

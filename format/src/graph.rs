@@ -183,6 +183,29 @@ pub struct TensorShape {
     pub quantized: bool,
 }
 
+/// The memory of one key head of an attention operator, in words of 32 bits.
+///
+/// Two exponents, then the keys, `[keys, words]` with two 16-bit codes a word, then the values, `[pairs of keys, 2 * words]`,
+/// where a word holds one column of two values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Columns of the head.
+    pub head_size: usize,
+}
+
+impl HeadShape {
+    /// Words of one key: columns are filled up to a multiple of four.
+    pub fn words(self) -> usize {
+        self.head_size.div_ceil(4).saturating_mul(2)
+    }
+
+    /// Words of the head for `keys` keys.
+    pub fn total_words(self, keys: usize) -> usize {
+        let codes = keys.saturating_add(keys.div_ceil(2).saturating_mul(2)).saturating_mul(self.words());
+        codes.saturating_add(2)
+    }
+}
+
 impl Op {
     /// The values that this operator reads; `None` fills up.
     pub fn inputs(&self) -> [Option<ValueId>; 3] {
@@ -218,6 +241,16 @@ impl Op {
             Self::Add { a, b } | Self::Mul { a, b } => a == input && b != input,
             _ => false,
         }
+    }
+
+    /// The value that this operator destroys, and the bytes that it needs at the place of its output if these are more
+    /// than the output has: attention in both directions keeps one key head's codes there, and writes its rows over the
+    /// queries before it moves them. `value` gives shapes; `tokens` is the length of a pass.
+    pub fn scratch(&self, tokens: u32, value: impl Fn(ValueId) -> Shape) -> Option<(ValueId, u32)> {
+        let Self::Attention { q, k, n_heads, causal: false, .. } = *self else { return None };
+        let head = HeadShape { head_size: value(q).width as usize / usize::from(n_heads.max(1)) };
+        let words = head.total_words(value(k).rows.count(tokens as usize));
+        Some((q, u32::try_from(words.saturating_mul(4)).unwrap_or(u32::MAX)))
     }
 
     /// Whether this operator works in a network that reads its sequence in pieces, keeping keys and values: each row

@@ -28,6 +28,7 @@ macro_rules! repeat {
     (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
 }
 
+pub(super) mod attention;
 mod matrix;
 mod pack;
 #[cfg(target_abi = "eabihf")]

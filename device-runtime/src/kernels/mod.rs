@@ -10,6 +10,7 @@
 //! The caller guarantees the lengths. A slice that is too short trips a debug assertion; in a release build the call
 //! then does nothing.
 
+pub mod attention;
 mod layout;
 mod quantize;
 #[cfg_attr(
@@ -40,6 +41,7 @@ use portable as core_kernels;
 
 pub use layout::{Layout, encode, layout_len};
 pub use quantize::quantize;
+pub(crate) use quantize::{is_quantizable, max_abs_bits};
 
 /// Words of scratch that [`Packed`], [`PackedPair`], [`gemv`] and [`gemm2`] need for vectors of `k` codes.
 pub const fn pack_len(layout: Layout, k: usize) -> usize {

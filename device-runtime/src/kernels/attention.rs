@@ -1,0 +1,56 @@
+//! The three products of attention over one key head, on 16-bit codes: scores, softmax weights, weighted values. Like all
+//! kernels they have one result, bit for bit, on every core; [`portable`] computes it.
+
+pub(super) mod portable;
+#[cfg(test)]
+mod tests;
+
+#[cfg(all(target_arch = "arm", feature = "dsp"))]
+use super::dsp::attention as core_kernels;
+#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+use portable as core_kernels;
+
+/// Fraction bits of softmax weights: the largest is about 2^14.
+pub const WEIGHT_BITS: u32 = 14;
+/// Keys whose weighted values are summed before the sum is shortened: 64 * 2^14 * (2^11 - 1) < 2^31, with the rounding term.
+pub const BLOCK_KEYS: usize = 64;
+/// Bits that a block's sum of weighted values loses.
+pub const BLOCK_SHIFT: u32 = 10;
+
+/// 2^-g for g in -0.5..0.5, relative error below 1.3e-4 in fixed point: coefficients of g^i times 2^16.
+pub(super) const EXP2_NEG: [i32; 4] = [65531, -45425, 15902, -3659];
+
+/// `scores[j] = sum_i q[i] k[j, i]` over 16-bit codes, two a word; returns the largest.
+///
+/// `query`: `[words]`; `keys`: `[keys, words]`; `scores`: `[keys]`, at least one. Sums of magnitude below 2^30 are exact.
+pub fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
+    let Some(keys) = keys.get(..query.len().saturating_mul(scores.len())) else {
+        debug_assert!(false, "scores: expected {} keys of {} words", scores.len(), query.len());
+        return 0;
+    };
+    core_kernels::scores(query, keys, scores)
+}
+
+/// `weights[j] = 2^-p` with p = `(max - scores[j]) * slope / 2^48`, in [`WEIGHT_BITS`] bits, two a word; returns their sum.
+///
+/// `scores`: magnitudes below 2^30, none above `max`; `slope`: not negative; `weights`: half as many, rounded up.
+pub fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32]) -> u32 {
+    let Some(weights) = weights.get_mut(..scores.len().div_ceil(2)) else {
+        debug_assert!(false, "softmax: {} words for {} weights", weights.len(), scores.len());
+        return 0;
+    };
+    core_kernels::softmax(scores, max, slope, weights)
+}
+
+/// `totals[i] = sum over blocks of (512 + sum_j weights[j] v[j, i]) >> 10`, in blocks of [`BLOCK_KEYS`] keys.
+///
+/// `values`: `[words of weights, columns]`, a word holding one column of two keys; `totals`: `[columns]`. Codes of values have
+/// at most 11 bits and a sign.
+pub fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
+    let Some(values) = values.get(..weights.len().saturating_mul(totals.len())) else {
+        debug_assert!(false, "weigh: expected {} rows of {} columns", weights.len(), totals.len());
+        return;
+    };
+    totals.fill(0);
+    core_kernels::weigh(values, weights, totals);
+}

@@ -1,0 +1,263 @@
+//! Attention with SMLAD: two products of 16-bit codes an instruction. Softmax multiplies by SMMUL and SMLAWB.
+
+use core::arch::naked_asm;
+
+use crate::kernels::attention::{BLOCK_KEYS, EXP2_NEG, portable};
+
+pub(crate) fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
+    let kernel = match query.len() {
+        4 => scores_4,
+        8 => scores_8,
+        16 => scores_16,
+        32 => scores_32,
+        _ => return portable::scores(query, keys, scores),
+    };
+    if scores.is_empty() {
+        return i32::MIN;
+    }
+    // SAFETY: there is at least one score, and for each a key as long as the query, whose length is the kernel's.
+    unsafe { kernel(query.as_ptr(), keys.as_ptr(), scores.as_mut_ptr(), scores.len()) }
+}
+
+/// Words of a query, four of which are in r4 to r7, times those of a key.
+macro_rules! four_words {
+    ($first:literal) => {
+        concat!(
+            "ldm r1!, {{r8-r11}}\n",
+            $first,
+            "\n smlad r12, r5, r9, r12\n smlad r12, r6, r10, r12\n smlad r12, r7, r11, r12\n"
+        )
+    };
+}
+
+/// Stores a score and keeps the largest, in lr.
+macro_rules! store_score {
+    () => {
+        "str r12, [r2], #4\n cmp r12, lr\n it gt\n movgt lr, r12\n subs r3, #1\n"
+    };
+}
+
+/// Scores of heads of eight columns: the query stays in registers.
+///
+/// # Safety
+/// As `scores_of_many`, with 4 words.
+#[unsafe(naked)]
+unsafe extern "C" fn scores_4(query: *const u32, keys: *const u32, scores: *mut i32, count: usize) -> i32 {
+    naked_asm!(
+        "push {{r4-r11, lr}}",
+        "mov lr, #0x80000000",
+        "ldm r0, {{r4-r7}}",
+        "2:",
+        four_words!("smuad r12, r4, r8"),
+        store_score!(),
+        "beq 3f",
+        four_words!("smuad r12, r4, r8"),
+        store_score!(),
+        "bne 2b",
+        "3:",
+        "mov r0, lr",
+        "pop {{r4-r11, pc}}",
+    )
+}
+
+macro_rules! scores_of_many {
+    ($name:ident, $words:literal, $($more:expr),+) => {
+        /// Scores of `count` keys of a fixed number of words.
+        ///
+        /// # Safety
+        /// `query` points to so many words, `keys` to so many for each of `count` keys, `scores` to `count`; `count` is at
+        /// least 1.
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(
+            query: *const u32,
+            keys: *const u32,
+            scores: *mut i32,
+            count: usize,
+        ) -> i32 {
+            naked_asm!(
+                "push {{r4-r11, lr}}",
+                "mov lr, #0x80000000",
+                "2:",
+                "ldm r0!, {{r4-r7}}",
+                four_words!("smuad r12, r4, r8"),
+                $($more,)+
+                concat!("subs r0, #", $words, " * 4"),
+                store_score!(),
+                "bne 2b",
+                "mov r0, lr",
+                "pop {{r4-r11, pc}}",
+            )
+        }
+    };
+}
+
+macro_rules! more_words {
+    () => {
+        concat!("ldm r0!, {{r4-r7}}\n", four_words!("smlad r12, r4, r8, r12"))
+    };
+}
+
+scores_of_many!(scores_8, "8", more_words!());
+scores_of_many!(scores_16, "16", more_words!(), more_words!(), more_words!());
+scores_of_many!(
+    scores_32,
+    "32",
+    more_words!(),
+    more_words!(),
+    more_words!(),
+    more_words!(),
+    more_words!(),
+    more_words!(),
+    more_words!()
+);
+
+pub(crate) fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32]) -> u32 {
+    let (pairs, rest) = scores.as_chunks::<2>();
+    let (whole, last) = weights.split_at_mut_checked(pairs.len()).unwrap_or_default();
+    let mut total = 0;
+    if !pairs.is_empty() && whole.len() == pairs.len() {
+        // SAFETY: there is at least one pair of scores, and a word for each.
+        total = unsafe {
+            weights_of(pairs.as_ptr().cast(), whole.as_mut_ptr(), pairs.len(), max, slope, &EXP2_NEG)
+        };
+    }
+    total + portable::softmax(rest, max, slope, last)
+}
+
+/// The weight of the score in a register, through r12: see `portable::weight`.
+macro_rules! weight_of {
+    ($score:literal) => {
+        concat!(
+            "sub r12, r3, ", $score, "\n",
+            "smmul r12, r12, r4\n",
+            "usat r12, #20, r12\n",
+            "smlawb ", $score, ", r8, r12, r7\n",
+            "smlawb ", $score, ", ", $score, ", r12, r6\n",
+            "smlawb ", $score, ", ", $score, ", r12, r5\n",
+            // The shift: 2, and the power rounded.
+            "add r12, #0x28000\n",
+            "lsr r12, #16\n",
+            "lsrs ", $score, ", r12\n",
+            // The last bit shifted out rounds.
+            "adc ", $score, ", #0\n",
+            "add lr, ", $score, "\n",
+        )
+    };
+}
+
+/// Weights of pairs of scores, and their sum.
+///
+/// # Safety
+/// `scores` points to two for each of `pairs`, `weights` to one; there is at least one.
+#[unsafe(naked)]
+unsafe extern "C" fn weights_of(
+    scores: *const i32,
+    weights: *mut u32,
+    pairs: usize,
+    max: i32,
+    slope: i32,
+    coefficients: *const [i32; 4],
+) -> u32 {
+    naked_asm!(
+        "push {{r4-r10, lr}}",
+        "ldr r4, [sp, #32]",
+        "ldr r5, [sp, #36]",
+        "ldm r5, {{r5-r8}}",
+        "mov lr, #0",
+        "2:",
+        "ldrd r9, r10, [r0], #8",
+        weight_of!("r9"),
+        weight_of!("r10"),
+        "orr r9, r9, r10, lsl #16",
+        "str r9, [r1], #4",
+        "subs r2, #1",
+        "bne 2b",
+        "mov r0, lr",
+        "pop {{r4-r10, pc}}",
+    )
+}
+
+pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
+    let columns = totals.len();
+    let kernel = match columns {
+        8 => weigh_8,
+        16 => weigh_16,
+        32 => weigh_32,
+        64 => weigh_64,
+        _ => return portable::weigh(values, weights, totals),
+    };
+    let blocks = values.chunks(BLOCK_KEYS / 2 * columns).zip(weights.chunks(BLOCK_KEYS / 2));
+    for (values, weights) in blocks {
+        for (totals, from) in totals.as_chunks_mut::<8>().0.iter_mut().zip((0..columns).step_by(8)) {
+            let values = values.as_ptr().wrapping_add(from);
+            // SAFETY: there is at least one word of weights, and for each a row of so many columns, of which the eight
+            // from `from` on lie within it.
+            unsafe { kernel(values, weights.as_ptr(), weights.len(), totals) };
+        }
+    }
+}
+
+macro_rules! weigh_columns {
+    ($name:ident, $row:literal) => {
+        /// Adds the weighted sums of eight columns over one block, shortened, to `totals`.
+        ///
+        /// # Safety
+        /// `weights` points to `pairs` words, at least one; `values` to eight words in each of so many rows of a fixed
+        /// length.
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name(
+            values: *const u32,
+            weights: *const u32,
+            pairs: usize,
+            totals: *mut [i32; 8],
+        ) {
+            naked_asm!(
+                "push {{r3-r11, lr}}",
+                "mov r4, #512",
+                "mov r5, r4",
+                "mov r6, r4",
+                "mov r7, r4",
+                "mov r8, r4",
+                "mov r9, r4",
+                "mov r10, r4",
+                "mov r11, r4",
+                "2:",
+                "ldr r12, [r1], #4",
+                "ldrd r3, lr, [r0], #8",
+                "smlad r4, r3, r12, r4",
+                "smlad r5, lr, r12, r5",
+                "ldrd r3, lr, [r0], #8",
+                "smlad r6, r3, r12, r6",
+                "smlad r7, lr, r12, r7",
+                "ldrd r3, lr, [r0], #8",
+                "smlad r8, r3, r12, r8",
+                "smlad r9, lr, r12, r9",
+                // To the same columns of the next row.
+                concat!("ldrd r3, lr, [r0], #", $row, " * 4 - 24"),
+                "smlad r10, r3, r12, r10",
+                "smlad r11, lr, r12, r11",
+                "subs r2, #1",
+                "bne 2b",
+                "pop {{lr}}",
+                "ldm lr, {{r0-r3}}",
+                "add r0, r0, r4, asr #10",
+                "add r1, r1, r5, asr #10",
+                "add r2, r2, r6, asr #10",
+                "add r3, r3, r7, asr #10",
+                "stm lr!, {{r0-r3}}",
+                "ldm lr, {{r0-r3}}",
+                "add r0, r0, r8, asr #10",
+                "add r1, r1, r9, asr #10",
+                "add r2, r2, r10, asr #10",
+                "add r3, r3, r11, asr #10",
+                "stm lr, {{r0-r3}}",
+                "pop {{r4-r11, pc}}",
+            )
+        }
+    };
+}
+
+weigh_columns!(weigh_8, "8");
+weigh_columns!(weigh_16, "16");
+weigh_columns!(weigh_32, "32");
+weigh_columns!(weigh_64, "64");

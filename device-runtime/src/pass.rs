@@ -1,0 +1,226 @@
+//! One walk over the graph: values at the places that the plan gives them, and every operator but the linear ones, which
+//! need adapter and merged weights and stay with the engine.
+
+use rankpatch_format::base::Base;
+use rankpatch_format::graph::{HeadShape, Op, ValueId};
+
+use crate::arena::stride;
+use crate::attention::{KeyHead, Scratch};
+use crate::{kernels, ops};
+
+/// The heads of an attention operator.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) n_heads: usize,
+    pub(crate) n_kv_heads: usize,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+}
+
+/// One walk over the graph.
+pub(crate) struct Pass<'p, 'a> {
+    pub(crate) base: &'p Base<'a>,
+    pub(crate) values: &'p mut [f32],
+    pub(crate) rows: usize,
+    pub(crate) position: usize,
+    /// The value whose codes are at hand.
+    pub(crate) quantized: Option<ValueId>,
+}
+
+impl Pass<'_, '_> {
+    fn width(&self, id: ValueId) -> usize {
+        self.base.value(id).width as usize
+    }
+
+    pub(crate) fn count(&self, id: ValueId) -> usize {
+        self.base.value(id).rows.count(self.rows)
+    }
+
+    fn range(&self, id: ValueId) -> core::ops::Range<usize> {
+        let value = self.base.value(id);
+        let start = value.offset as usize / 4;
+        start..start + value.rows.count(self.rows) * value.width as usize
+    }
+
+    pub(crate) fn value_mut(&mut self, id: ValueId) -> &mut [f32] {
+        let range = self.range(id);
+        self.values.get_mut(range).unwrap_or(&mut [])
+    }
+
+    /// Makes the codes of `id`, unless the operator before needed the same.
+    pub(crate) fn quantize(&mut self, id: ValueId, codes: &mut [i8], scales: &mut [f32]) {
+        if self.quantized == Some(id) {
+            return;
+        }
+        let width = self.base.value(id).width as usize;
+        let rows = self.value_mut(id).chunks_exact(width.max(1));
+        for ((row, codes), scale) in rows.zip(codes.chunks_mut(stride(width).max(1))).zip(scales) {
+            *scale = kernels::quantize(row, codes);
+        }
+        self.quantized = Some(id);
+    }
+
+    /// The output of operator `index` with a copy of its input `id` in it, unless the plan lets it work in place.
+    fn copied(&mut self, index: u16, id: ValueId) -> &mut [f32] {
+        let (from, to) = (self.range(id), self.range(index));
+        if from.start != to.start {
+            self.copy(from, to.clone());
+        }
+        self.values.get_mut(to).unwrap_or(&mut [])
+    }
+
+    /// Copies between two places that the plan keeps apart.
+    fn copy(&mut self, from: core::ops::Range<usize>, to: core::ops::Range<usize>) {
+        let Ok([from, to]) = self.values.get_disjoint_mut([from, to]) else { return };
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+
+    /// Attention over the keys so far, which `cache` keeps: `room` of them for each key head.
+    pub(crate) fn causal_attention(
+        &mut self,
+        index: u16,
+        inputs: [ValueId; 3],
+        heads: Heads,
+        room: usize,
+        cache: &mut [u32],
+        scratch: &mut Scratch<'_>,
+    ) {
+        let [q_width, k_width, _] = inputs.map(|id| self.width(id));
+        let shape = HeadShape { head_size: q_width / heads.n_heads.max(1) };
+        let group = q_width / heads.n_kv_heads.max(1);
+        let position = self.position;
+        // Attention works in place on the queries.
+        self.copied(index, inputs[0]);
+        let Some(([_, k, v], y)) = self.around(inputs, index) else { return };
+        for (kv_head, memory) in cache.chunks_exact_mut(shape.total_words(room)).enumerate() {
+            let Some(mut past) = KeyHead::new(shape, memory, room) else { return };
+            let (columns, own) = (kv_head * shape.head_size, kv_head * group);
+            let new = k.chunks_exact(k_width.max(1)).zip(v.chunks_exact(k_width.max(1)));
+            for ((seen, y), (k, v)) in (position..).zip(y.chunks_exact_mut(q_width.max(1))).zip(new) {
+                let [k, v] = [k, v].map(|row| row.get(columns..).unwrap_or(&[]));
+                past.extend(seen, k_width, k, v);
+                let own = y.get_mut(own..own + group).unwrap_or(&mut []);
+                for head in own.chunks_exact_mut(shape.head_size.max(1)) {
+                    past.attend(head, seen + 1, heads.scale, scratch);
+                }
+            }
+        }
+    }
+
+    /// Attention over all rows of the pass. One key head's codes lie at the place of the output; rows are written over the
+    /// queries, which nothing reads later, and moved at the end.
+    pub(crate) fn attention(&mut self, index: u16, inputs: [ValueId; 3], heads: Heads, scratch: &mut Scratch<'_>) {
+        let [q_width, k_width, _] = inputs.map(|id| self.width(id));
+        let shape = HeadShape { head_size: q_width / heads.n_heads.max(1) };
+        let group = q_width / heads.n_kv_heads.max(1);
+        let [q_place, k_place, v_place] = inputs.map(|id| self.range(id));
+        let to = self.range(index);
+        let keys = self.count(inputs[1]);
+        for kv_head in 0..heads.n_kv_heads {
+            let columns = kv_head * shape.head_size;
+            let place = to.start..to.start + shape.total_words(keys);
+            let Some((before, rest)) = self.values.split_at_mut_checked(place.start) else { return };
+            let Some((memory, after)) = rest.split_at_mut_checked(place.len()) else { return };
+            let part = |from: &core::ops::Range<usize>| {
+                let shifted = || Some(from.start.checked_sub(place.end)?..from.end.checked_sub(place.end)?);
+                before.get(from.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
+            };
+            let Some(mut past) = KeyHead::new(shape, bytemuck::cast_slice_mut(memory), keys) else { return };
+            let [k, v] = [&k_place, &v_place].map(|place| part(place).get(columns..).unwrap_or(&[]));
+            past.extend(0, k_width, k, v);
+            let q = if q_place.end <= place.start {
+                before.get_mut(q_place.clone())
+            } else {
+                after.get_mut(q_place.start.saturating_sub(place.end)..q_place.end.saturating_sub(place.end))
+            };
+            for row in q.unwrap_or(&mut []).chunks_exact_mut(q_width.max(1)) {
+                let own = row.get_mut(kv_head * group..(kv_head + 1) * group).unwrap_or(&mut []);
+                for head in own.chunks_exact_mut(shape.head_size.max(1)) {
+                    past.attend(head, keys, heads.scale, scratch);
+                }
+            }
+        }
+        self.copy(q_place, to);
+    }
+
+    /// Values and the output of operator `index`, whose places the plan keeps apart. The values may be one.
+    fn around(&mut self, inputs: [ValueId; 3], index: u16) -> Option<([&[f32]; 3], &mut [f32])> {
+        let (places, to) = (inputs.map(|id| self.range(id)), self.range(index));
+        let (before, rest) = self.values.split_at_mut_checked(to.start)?;
+        let (y, after) = rest.split_at_mut_checked(to.len())?;
+        let (before, after) = (&*before, &*after);
+        let inputs = places.map(|place| {
+            let shifted = || Some(place.start.checked_sub(to.end)?..place.end - to.end);
+            before.get(place.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
+        });
+        Some((inputs, y))
+    }
+
+    /// Operators that are neither linear nor attention.
+    pub(crate) fn elementwise(&mut self, index: u16, op: Op) {
+        let base = *self.base;
+        let width = base.value(index).width as usize;
+        match op {
+            Op::RmsNorm { input, weight, eps } => {
+                ops::rms_norm(self.copied(index, input), base.floats(weight), eps);
+            }
+            Op::LayerNorm { input, weight, bias, eps } => {
+                ops::layer_norm(self.copied(index, input), base.floats(weight), base.floats(bias), eps);
+            }
+            Op::Rope { input, inv_freq } => {
+                let position = self.position;
+                ops::rope(self.copied(index, input), width, base.floats(inv_freq), position);
+            }
+            Op::AddPosition { input, table } => {
+                let from = self.position * width;
+                let table = base.floats(table).get(from..).unwrap_or(&[]);
+                self.copied(index, input).iter_mut().zip(table).for_each(|(x, add)| *x += add);
+            }
+            Op::Scale { input, weight } => {
+                let weight = base.floats(weight);
+                for row in self.copied(index, input).chunks_exact_mut(width.max(1)) {
+                    row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight);
+                }
+            }
+            Op::Silu { input } => {
+                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::silu(*x));
+            }
+            Op::Gelu { input } => {
+                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::gelu(*x));
+            }
+            Op::Add { a, b } => self.binary(index, a, b, |a, b| a + b),
+            Op::Mul { a, b } => self.binary(index, a, b, |a, b| a * b),
+            Op::PrependToken { input, token } => {
+                let (from, to) = (self.range(input), self.range(index));
+                self.copy(from, to.start + width..to.end);
+                let token = base.floats(token);
+                self.value_mut(index).iter_mut().zip(token).for_each(|(to, from)| *to = *from);
+            }
+            Op::SelectRow { input, row } => {
+                let from = self.range(input).start + row as usize * width;
+                let to = self.range(index);
+                self.copy(from..from + width, to);
+            }
+            Op::MeanPool { input } => {
+                let count = self.count(input) as f32;
+                let ranges = [self.range(input), self.range(index)];
+                let Ok([x, y]) = self.values.get_disjoint_mut(ranges) else { return };
+                y.fill(0.0);
+                ops::accumulate(x, y);
+                y.iter_mut().for_each(|y| *y /= count);
+            }
+            Op::Embedding { .. } | Op::Features { .. } | Op::Linear { .. } | Op::Attention { .. } => {}
+        }
+    }
+
+    fn binary(&mut self, index: u16, a: ValueId, b: ValueId, f: fn(f32, f32) -> f32) {
+        let (range_b, to) = (self.range(b), self.range(index));
+        if a == b {
+            self.copied(index, a).iter_mut().for_each(|x| *x = f(*x, *x));
+            return;
+        }
+        self.copied(index, a);
+        let Ok([y, b]) = self.values.get_disjoint_mut([to, range_b]) else { return };
+        y.iter_mut().zip(b).for_each(|(y, b)| *y = f(*y, *b));
+    }
+}
