@@ -4,6 +4,7 @@
 use rankpatch_format::adapter::Patch;
 use rankpatch_format::base::Matrix;
 
+use crate::kernels::float::dequantize;
 use crate::kernels::{self, Packed, PackedPair};
 
 /// 1.5 * 2^23: adding it leaves a float below 2^22, rounded to the nearest even integer, in the low bits of the sum.
@@ -103,16 +104,6 @@ fn component_codes(z: &mut [i32], scales: impl Iterator<Item = f32>, v: &mut [i1
 /// 2^n for n in 0..=14.
 fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((127 + n).cast_unsigned()) << 23)
-}
-
-/// y\[o\] = acc\[o\] * (scale * row_scales\[o\]) + bias\[o\].
-fn dequantize(acc: &[i32], scale: f32, row_scales: &[f32], bias: &[f32], y: &mut [f32]) {
-    let scaled = acc.iter().zip(row_scales).map(|(acc, row_scale)| *acc as f32 * (scale * row_scale));
-    if bias.is_empty() {
-        y.iter_mut().zip(scaled).for_each(|(y, value)| *y = value);
-    } else {
-        y.iter_mut().zip(scaled).zip(bias).for_each(|((y, value), bias)| *y = value + bias);
-    }
 }
 
 #[cfg(test)]

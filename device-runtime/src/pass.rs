@@ -1,12 +1,15 @@
 //! One walk over the graph: values at the places that the plan gives them, and every operator but the linear ones, which
 //! need adapter and merged weights and stay with the engine.
 
-use rankpatch_format::base::Base;
+use core::ops::Range;
+
+use rankpatch_format::base::{Base, ValueInfo};
 use rankpatch_format::graph::{HeadShape, Op, ValueId};
 
 use crate::arena::stride;
 use crate::attention::{KeyHead, Scratch};
-use crate::{kernels, ops};
+use crate::kernels::{self, float};
+use crate::ops;
 
 /// The heads of an attention operator.
 #[derive(Clone, Copy)]
@@ -36,8 +39,11 @@ impl Pass<'_, '_> {
         self.base.value(id).rows.count(self.rows)
     }
 
-    fn range(&self, id: ValueId) -> core::ops::Range<usize> {
-        let value = self.base.value(id);
+    fn range(&self, id: ValueId) -> Range<usize> {
+        self.place(&self.base.value(id))
+    }
+
+    fn place(&self, value: &ValueInfo) -> Range<usize> {
         let start = value.offset as usize / 4;
         start..start + value.rows.count(self.rows) * value.width as usize
     }
@@ -52,8 +58,9 @@ impl Pass<'_, '_> {
         if self.quantized == Some(id) {
             return;
         }
-        let width = self.base.value(id).width as usize;
-        let rows = self.value_mut(id).chunks_exact(width.max(1));
+        let value = self.base.value(id);
+        let (width, place) = (value.width as usize, self.place(&value));
+        let rows = self.values.get(place).unwrap_or(&[]).chunks_exact(width.max(1));
         for ((row, codes), scale) in rows.zip(codes.chunks_mut(stride(width).max(1))).zip(scales) {
             *scale = kernels::quantize(row, codes);
         }
@@ -70,7 +77,7 @@ impl Pass<'_, '_> {
     }
 
     /// Copies between two places that the plan keeps apart.
-    fn copy(&mut self, from: core::ops::Range<usize>, to: core::ops::Range<usize>) {
+    fn copy(&mut self, from: Range<usize>, to: Range<usize>) {
         let Ok([from, to]) = self.values.get_disjoint_mut([from, to]) else { return };
         to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
     }
@@ -121,7 +128,7 @@ impl Pass<'_, '_> {
             let place = to.start..to.start + shape.total_words(keys);
             let Some((before, rest)) = self.values.split_at_mut_checked(place.start) else { return };
             let Some((memory, after)) = rest.split_at_mut_checked(place.len()) else { return };
-            let part = |from: &core::ops::Range<usize>| {
+            let part = |from: &Range<usize>| {
                 let shifted = || Some(from.start.checked_sub(place.end)?..from.end.checked_sub(place.end)?);
                 before.get(from.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
             };
@@ -158,7 +165,7 @@ impl Pass<'_, '_> {
 
     /// Operators that are neither linear nor attention.
     pub(crate) fn elementwise(&mut self, index: u16, op: Op) {
-        let base = *self.base;
+        let base = self.base;
         let width = base.value(index).width as usize;
         match op {
             Op::RmsNorm { input, weight, eps } => {
@@ -174,12 +181,12 @@ impl Pass<'_, '_> {
             Op::AddPosition { input, table } => {
                 let from = self.position * width;
                 let table = base.floats(table).get(from..).unwrap_or(&[]);
-                self.copied(index, input).iter_mut().zip(table).for_each(|(x, add)| *x += add);
+                float::add(self.copied(index, input), table);
             }
             Op::Scale { input, weight } => {
                 let weight = base.floats(weight);
                 for row in self.copied(index, input).chunks_exact_mut(width.max(1)) {
-                    row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight);
+                    float::mul(row, weight);
                 }
             }
             Op::Silu { input } => {
@@ -188,8 +195,8 @@ impl Pass<'_, '_> {
             Op::Gelu { input } => {
                 self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::gelu(*x));
             }
-            Op::Add { a, b } => self.binary(index, a, b, |a, b| a + b),
-            Op::Mul { a, b } => self.binary(index, a, b, |a, b| a * b),
+            Op::Add { a, b } => self.binary(index, a, b, float::add),
+            Op::Mul { a, b } => self.binary(index, a, b, float::mul),
             Op::PrependToken { input, token } => {
                 let (from, to) = (self.range(input), self.range(index));
                 self.copy(from, to.start + width..to.end);
@@ -213,14 +220,13 @@ impl Pass<'_, '_> {
         }
     }
 
-    fn binary(&mut self, index: u16, a: ValueId, b: ValueId, f: fn(f32, f32) -> f32) {
-        let (range_b, to) = (self.range(b), self.range(index));
-        if a == b {
-            self.copied(index, a).iter_mut().for_each(|x| *x = f(*x, *x));
-            return;
+    fn binary(&mut self, index: u16, a: ValueId, b: ValueId, f: fn(&mut [f32], &[f32])) {
+        let [from, other, to] = [a, b, index].map(|id| self.range(id));
+        if from.start != to.start {
+            self.copy(from, to.clone());
         }
-        self.copied(index, a);
-        let Ok([y, b]) = self.values.get_disjoint_mut([to, range_b]) else { return };
-        y.iter_mut().zip(b).for_each(|(y, b)| *y = f(*y, *b));
+        // The plan gives an operator that reads one value twice a place of its own.
+        let Ok([y, b]) = self.values.get_disjoint_mut([to, other]) else { return };
+        f(y, b);
     }
 }

@@ -137,6 +137,7 @@ impl ValueInfo {
         [o0, o1, o2, o3, w0, w1, w2, w3, l0, l1, one, extra]
     }
 
+    #[inline]
     fn from_bytes(bytes: [u8; VALUE_RECORD_BYTES]) -> Option<Self> {
         let [offset, width, [l0, l1, one, extra]] = words(&bytes)?;
         let rows = match (one, extra) {
@@ -558,6 +559,7 @@ impl<'a> Base<'a> {
     }
 
     /// The record of a value; an empty one if there is no such value.
+    #[inline]
     pub fn value(&self, id: ValueId) -> ValueInfo {
         let records = self.manifest.values.as_chunks::<VALUE_RECORD_BYTES>().0;
         records.get(usize::from(id)).and_then(|record| ValueInfo::from_bytes(*record)).unwrap_or(ValueInfo {

@@ -435,6 +435,7 @@ impl<'a> Ops<'a> {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the bytes are no operator.
+    #[inline]
     pub fn try_next(&mut self) -> Result<Option<(u16, Op)>> {
         if self.bytes.is_empty() {
             return Ok(None);
@@ -456,6 +457,7 @@ impl<'a> Ops<'a> {
 impl Iterator for Ops<'_> {
     type Item = (u16, Op);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         self.try_next().ok().flatten()
     }

@@ -29,6 +29,8 @@ macro_rules! repeat {
 }
 
 pub(super) mod attention;
+#[cfg(target_abi = "eabihf")]
+pub(super) mod float;
 mod matrix;
 mod pack;
 #[cfg(target_abi = "eabihf")]

@@ -11,6 +11,7 @@
 //! then does nothing.
 
 pub mod attention;
+pub mod float;
 mod layout;
 mod quantize;
 #[cfg_attr(
