@@ -48,6 +48,7 @@ pub(crate) struct Counts {
     acc: usize,
     pack: usize,
     query: usize,
+    totals: usize,
     keys: usize,
     kv: usize,
     pooled: usize,
@@ -81,11 +82,12 @@ impl Counts {
                     let keys = base.value(k).rows.count(if causal { context } else { pass });
                     let head =
                         HeadShape { head_size: base.value(q).width as usize / usize::from(n_heads.max(1)) };
-                    counts.query = counts.query.max(head.words());
+                    counts.query = counts.query.max(head.words().saturating_mul(n_heads.into()));
+                    counts.totals = counts.totals.max(2 * head.words());
                     counts.keys = counts.keys.max(keys);
                     if causal {
-                        let words = head.total_words(keys).saturating_mul(n_kv_heads.into());
-                        counts.kv = counts.kv.saturating_add(words);
+                        let words = head.code_words(keys).saturating_mul(n_kv_heads.into());
+                        counts.kv = counts.kv.saturating_add(words).saturating_add(2);
                     }
                 }
                 _ => {}
@@ -105,7 +107,7 @@ impl Counts {
             values: words(self.values),
             codes: round(self.codes) + words(self.rows),
             kernels: words(self.acc) + words(self.pack) + words(2 * rank) + round(rank * 2),
-            scores: words(self.query) + words(2 * self.query) + words(self.keys) + words(self.keys.div_ceil(2)),
+            scores: words(self.query) + words(self.totals) + words(self.keys) + words(self.keys.div_ceil(2)),
             kv_cache: words(self.kv),
             head: words(self.pooled) + words(MIN_HEAD_OUTPUTS),
         }
@@ -165,7 +167,7 @@ impl<'a> Arena<'a> {
             v: cutter.cut(rank),
             attention: Scratch {
                 query: cutter.cut(counts.query),
-                totals: cutter.cut(2 * counts.query),
+                totals: cutter.cut(counts.totals),
                 scores: cutter.cut(counts.keys),
                 weights: cutter.cut(counts.keys.div_ceil(2)),
             },

@@ -5,8 +5,8 @@
 
 use rankpatch_format::graph::HeadShape;
 
-use crate::kernels;
-use crate::kernels::attention::{scores, softmax, weigh};
+use crate::kernels::attention::{self as kernels, code_words};
+use crate::kernels::{is_quantizable, max_abs_bits};
 
 /// Bits of a value code, without its sign.
 const VALUE_BITS: u32 = 11;
@@ -17,18 +17,55 @@ const ROUND_MAGIC: f32 = 12_582_912.0;
 /// The binary exponent of codes that are all zero.
 const NO_EXPONENT: i32 = i32::MIN;
 
-/// The memory of one key head.
+/// The heads of an attention operator.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) n_heads: usize,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) shape: HeadShape,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+}
+
+/// Binary exponents of codes that an operator's heads share: a unit is 2^(exponent - bits + 1).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exponents {
+    key: i32,
+    value: i32,
+}
+
+impl Exponents {
+    /// Of no keys.
+    pub(crate) const NONE: Self = Self { key: NO_EXPONENT, value: NO_EXPONENT };
+
+    /// Those that `words` keep.
+    pub(crate) fn load([key, value]: [u32; 2]) -> Self {
+        Self { key: key.cast_signed(), value: value.cast_signed() }
+    }
+
+    pub(crate) fn store(self) -> [u32; 2] {
+        [self.key, self.value].map(i32::cast_unsigned)
+    }
+
+    /// At least those of further keys and values.
+    pub(crate) fn including(self, shape: HeadShape, k: &[f32], v: &[f32]) -> Self {
+        Self {
+            key: self.key.max(exponent(max_abs_bits(k), code_bits(shape.words()))),
+            value: self.value.max(exponent(max_abs_bits(v), VALUE_BITS)),
+        }
+    }
+}
+
+/// The memory of one key head, [`HeadShape::code_words`] for as many keys as there is room for.
 pub(crate) struct KeyHead<'a> {
-    shape: HeadShape,
-    /// Exponents of keys and values: a code's unit is 2^(exponent - bits + 1).
-    exponents: &'a mut [i32; 2],
+    words: usize,
     /// `[keys, words]`, two codes a word.
     keys: &'a mut [u32],
     /// `[pairs of keys, 2 * words]`: a word holds one column of two values.
     values: &'a mut [u32],
 }
 
-/// Room for one query row: its codes, sums of its values, and scores and weights of its keys.
+/// Room for one query row: the codes of all its heads, and sums, scores and weights of one.
 pub(crate) struct Scratch<'a> {
     pub(crate) query: &'a mut [u32],
     pub(crate) totals: &'a mut [i32],
@@ -37,64 +74,117 @@ pub(crate) struct Scratch<'a> {
 }
 
 impl<'a> KeyHead<'a> {
-    /// The head that `memory` holds, [`HeadShape::bytes`] for as many keys as it has room for.
     pub(crate) fn new(shape: HeadShape, memory: &'a mut [u32], room: usize) -> Option<Self> {
-        let (exponents, codes) = memory.split_first_chunk_mut::<2>()?;
-        let (keys, values) = codes.split_at_mut_checked(room * shape.words())?;
-        Some(Self { shape, exponents: bytemuck::cast_mut(exponents), keys, values })
+        let words = shape.words();
+        let (keys, values) = memory.split_at_mut_checked(room * words)?;
+        Some(Self { words, keys, values })
     }
 
-    /// Stores keys and values after the first `seen` of them: rows that lie `width` apart, of which each slice starts
-    /// with this head's columns.
-    pub(crate) fn extend(&mut self, seen: usize, width: usize, k: &[f32], v: &[f32]) {
-        let (words, head_size) = (self.shape.words(), self.shape.head_size);
-        if seen == 0 {
-            *self.exponents = [NO_EXPONENT; 2];
-        }
-        let [key_exponent, value_exponent] = &mut *self.exponents;
-        let bits = code_bits(words);
-        let new = exponent(rows_max(k, width, head_size), bits);
-        raise(key_exponent, new, self.keys.get_mut(..seen * words).unwrap_or(&mut []));
-        let factor = factor(*key_exponent, bits);
-        let targets = self.keys.chunks_exact_mut(words.max(1)).skip(seen);
-        for (row, target) in k.chunks(width.max(1)).zip(targets) {
-            code_words(row.get(..head_size).unwrap_or(&[]), factor, target);
-        }
-        let new = exponent(rows_max(v, width, head_size), VALUE_BITS);
-        let stored = seen.div_ceil(2) * 2 * words;
-        raise(value_exponent, new, self.values.get_mut(..stored).unwrap_or(&mut []));
-        let factor = self::factor(*value_exponent, VALUE_BITS);
-        for (row, at) in v.chunks(width.max(1)).zip(seen..) {
-            let pair = at / 2 * 2 * words;
-            let target = self.values.get_mut(pair..pair + 2 * words).unwrap_or(&mut []);
-            value_words(row.get(..head_size).unwrap_or(&[]), factor, at % 2 == 1, target);
-        }
+    /// Shortens the codes of the first `seen` keys and values from one pair of exponents to another that is not below it.
+    #[cold]
+    pub(crate) fn shorten(&mut self, seen: usize, from: Exponents, to: Exponents) {
+        shorten(self.keys.get_mut(..seen * self.words), from.key, to.key);
+        shorten(self.values.get_mut(..seen.div_ceil(2) * 2 * self.words), from.value, to.value);
     }
 
-    /// `row` = softmax(scale `row` k^T) v over the first `seen` keys: `[head_size]`, the query before, the output after.
-    pub(crate) fn attend(&self, row: &mut [f32], seen: usize, scale: f32, scratch: &mut Scratch<'_>) {
-        let words = self.shape.words();
-        let (Some(query), Some(totals), Some(scores_row), Some(weights), Some(keys), Some(values)) = (
-            scratch.query.get_mut(..words),
-            scratch.totals.get_mut(..2 * words),
-            scratch.scores.get_mut(..seen),
-            scratch.weights.get_mut(..seen.div_ceil(2)),
-            self.keys.get(..seen * words),
-            self.values.get(..seen.div_ceil(2) * 2 * words),
-        ) else {
-            return;
-        };
-        let [key_exponent, value_exponent] = *self.exponents;
-        let bits = code_bits(words);
-        let query_exponent = exponent(kernels::max_abs_bits(row), bits);
-        code_words(row, factor(query_exponent, bits), query);
-        let max = scores(query, keys, scores_row);
-        let slope = slope(scale, [query_exponent, key_exponent], bits);
-        let total = softmax(scores_row, max, slope, weights);
-        weigh(values, weights, totals);
-        let unit = if value_exponent == NO_EXPONENT { 0.0 } else { power_of_two(value_exponent) / total as f32 };
-        row.iter_mut().zip(totals).for_each(|(y, total)| *y = *total as f32 * unit);
+    /// Stores this head's columns of a key and a value after the first `seen`. `codes` is scratch of one head.
+    pub(crate) fn push(
+        &mut self,
+        seen: usize,
+        exponents: Exponents,
+        k: &[f32],
+        v: &[f32],
+        codes: &mut [u32],
+    ) {
+        let words = self.words;
+        let Some(codes) = codes.get_mut(..words) else { return };
+        if let Some(key) = self.keys.get_mut(seen * words..(seen + 1) * words) {
+            code_words(k, factor(exponents.key, code_bits(words)), key);
+        }
+        code_words(v, factor(exponents.value, VALUE_BITS), codes);
+        let pair = seen / 2 * 2 * words;
+        let pair = self.values.get_mut(pair..pair + 2 * words).unwrap_or(&mut []);
+        let columns = pair.as_chunks_mut::<2>().0.iter_mut().zip(codes);
+        if seen.is_multiple_of(2) {
+            columns.for_each(|([a, b], codes)| (*a, *b) = (*codes & 0xffff, *codes >> 16));
+        } else {
+            columns.for_each(|([a, b], codes)| {
+                (*a, *b) = (*a & 0xffff | *codes << 16, *b & 0xffff | *codes & 0xffff_0000);
+            });
+        }
     }
+}
+
+/// What all heads of a query row share.
+struct Row {
+    /// Keys that it sees.
+    seen: usize,
+    /// What a difference of scores is multiplied by to become a power of two, times 2^48.
+    slope: i32,
+    /// The value of one unit of a sum of weighted values, times the sum of the weights.
+    unit: f32,
+}
+
+/// All heads of a query row, in place, over the first `seen` keys: `row` = softmax(scale q k^T) v.
+///
+/// `codes` holds the key heads one after the other, each with `room`.
+pub(crate) fn attend_row(
+    row: &mut [f32],
+    heads: Heads,
+    [seen, room]: [usize; 2],
+    exponents: Exponents,
+    codes: &[u32],
+    scratch: &mut Scratch<'_>,
+) {
+    let shape = heads.shape;
+    let (head_size, words) = (shape.head_size.max(1), shape.words());
+    let bits = code_bits(words);
+    let query = exponent(max_abs_bits(row), bits);
+    let factor = factor(query, bits);
+    if head_size.is_multiple_of(4) {
+        code_words(row, factor, scratch.query.get_mut(..row.len() / 2).unwrap_or(&mut []));
+    } else {
+        for (head, codes) in row.chunks_exact(head_size).zip(scratch.query.chunks_exact_mut(words.max(1))) {
+            code_words(head, factor, codes);
+        }
+    }
+    let shared = Row {
+        seen,
+        slope: slope(heads.scale, [query, exponents.key], bits),
+        unit: if exponents.value == NO_EXPONENT { 0.0 } else { power_of_two(exponents.value) },
+    };
+    let group = (heads.n_heads / heads.n_kv_heads.max(1)).max(1);
+    let key_heads = codes.chunks_exact(shape.code_words(room).max(1));
+    let groups = row.chunks_mut(group * head_size).zip(scratch.query.chunks((group * words).max(1)));
+    for ((y, q), codes) in groups.zip(key_heads) {
+        for (y, q) in y.chunks_exact_mut(head_size).zip(q.chunks_exact(words.max(1))) {
+            let buffers = [&mut *scratch.totals, &mut *scratch.scores];
+            attend(&shared, q, codes.split_at_checked(room * words), y, buffers, scratch.weights);
+        }
+    }
+}
+
+/// One head. `q`: its codes; `y`: `[head_size]`.
+fn attend(
+    row: &Row,
+    q: &[u32],
+    past: Option<(&[u32], &[u32])>,
+    y: &mut [f32],
+    [totals, scores]: [&mut [i32]; 2],
+    weights: &mut [u32],
+) {
+    let (words, seen) = (q.len(), row.seen);
+    let Some((keys, values)) = past else { return };
+    let (Some(totals), Some(scores), Some(weights)) =
+        (totals.get_mut(..2 * words), scores.get_mut(..seen), weights.get_mut(..seen.div_ceil(2)))
+    else {
+        return;
+    };
+    let max = kernels::scores(q, keys, scores);
+    let total = kernels::softmax(scores, max, row.slope, weights);
+    kernels::weigh(values, weights, totals);
+    let unit = row.unit / total as f32;
+    y.iter_mut().zip(totals).for_each(|(y, total)| *y = *total as f32 * unit);
 }
 
 /// Bits of key and query codes without their sign: as many as keep the sum of a whole head's products below 2^30.
@@ -102,18 +192,10 @@ fn code_bits(words: usize) -> u32 {
     ((30 - (2 * words).max(1).next_power_of_two().ilog2()) / 2).min(14)
 }
 
-/// The bits of the largest magnitude among the first `columns` of each row.
-fn rows_max(x: &[f32], width: usize, columns: usize) -> u32 {
-    x.chunks(width.max(1))
-        .map(|row| kernels::max_abs_bits(row.get(..columns).unwrap_or(&[])))
-        .max()
-        .unwrap_or(0)
-}
-
 /// The exponent with which the number whose bits are `max` gets a code of exactly `bits` bits, rounded; none for what
-/// [`kernels::quantize`] takes for zero as well.
+/// [`crate::kernels::quantize`] takes for zero as well.
 fn exponent(max: u32, bits: u32) -> i32 {
-    if !kernels::is_quantizable(max) {
+    if !is_quantizable(max) {
         return NO_EXPONENT;
     }
     let exponent = (max >> 23).cast_signed() - 127;
@@ -132,57 +214,17 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((127 + n.clamp(-126, 127)).cast_unsigned() << 23)
 }
 
-/// Raises `exponent` to at least `new`, and shortens `codes`, two a word, accordingly.
-fn raise(exponent: &mut i32, new: i32, codes: &mut [u32]) {
-    if new <= *exponent {
+/// Shortens `codes`, two a word, as their exponent rises.
+fn shorten(codes: Option<&mut [u32]>, from: i32, to: i32) {
+    if from == to || from == NO_EXPONENT {
         return;
     }
-    if *exponent != NO_EXPONENT {
-        // A code has at most 14 bits: shifted by more than 15 it is as good as gone.
-        let shift = (new - *exponent).min(16);
-        let round = 1 << (shift - 1);
-        let shorten = |code: u32| ((i32::from(code as i16) + round) >> shift) as u16;
-        for word in codes {
-            *word = pair(shorten(*word), shorten(*word >> 16));
-        }
-    }
-    *exponent = new;
-}
-
-fn pair(low: u16, high: u16) -> u32 {
-    u32::from(low) | u32::from(high) << 16
-}
-
-/// The code of `x`.
-fn code(x: f32, factor: f32) -> u16 {
-    (x * factor + ROUND_MAGIC).to_bits() as u16
-}
-
-/// Codes of `x`, two a word, filled up with zeros.
-fn code_words(x: &[f32], factor: f32, words: &mut [u32]) {
-    if factor == 0.0 {
-        // What is not finite has no code.
-        return words.fill(0);
-    }
-    let (pairs, rest) = x.as_chunks::<2>();
-    let (whole, last) = words.split_at_mut_checked(pairs.len()).unwrap_or_default();
-    for (word, [a, b]) in whole.iter_mut().zip(pairs) {
-        *word = pair(code(*a, factor), code(*b, factor));
-    }
-    last.fill(0);
-    if let ([a], Some(word)) = (rest, last.first_mut()) {
-        *word = pair(code(*a, factor), 0);
-    }
-}
-
-/// Codes of `x` in the lower or the upper halves of `words`; a lower half clears the upper one.
-fn value_words(x: &[f32], factor: f32, upper: bool, words: &mut [u32]) {
-    let finite = factor != 0.0;
-    let codes = x.iter().map(|x| if finite { code(*x, factor) } else { 0 }).chain(core::iter::repeat(0));
-    if upper {
-        words.iter_mut().zip(codes).for_each(|(word, code)| *word = *word & 0xffff | u32::from(code) << 16);
-    } else {
-        words.iter_mut().zip(codes).for_each(|(word, code)| *word = u32::from(code));
+    // A code has at most 14 bits: shifted by 16 it is as good as gone.
+    let shift = (to - from).min(16);
+    let round = 1 << (shift - 1);
+    let shorter = |code: u32| u32::from(((i32::from(code as i16) + round) >> shift) as u16);
+    for word in codes.unwrap_or(&mut []) {
+        *word = shorter(*word) | shorter(*word >> 16) << 16;
     }
 }
 
@@ -212,20 +254,24 @@ mod tests {
         (0..count).map(|_| random.feature() * amplitude).collect()
     }
 
-    /// Keys and values appended row by row, or all at once.
+    /// One head over keys and values pushed row by row, each raising the exponents, or with those of all rows.
     fn attended(q: &[f32], k: &[f32], v: &[f32], scale: f32, at_once: bool) -> Vec<f32> {
         let (n, shape) = (q.len(), HeadShape { head_size: q.len() });
         let keys = k.len() / n;
         let room = keys + 3;
         // What an earlier use left behind must not matter.
-        let mut memory = vec![0xdead_beef; shape.total_words(room)];
-        let mut past = KeyHead::new(shape, &mut memory, room).unwrap();
+        let mut memory = vec![0xdead_beef; shape.code_words(room)];
+        let mut exponents = Exponents::NONE;
         if at_once {
-            past.extend(0, n, k, v);
-        } else {
-            for (seen, (k, v)) in k.chunks(n).zip(v.chunks(n)).enumerate() {
-                past.extend(seen, n, k, v);
-            }
+            exponents = exponents.including(shape, k, v);
+        }
+        let mut codes = vec![7; shape.words()];
+        for (seen, (k, v)) in k.chunks(n).zip(v.chunks(n)).enumerate() {
+            let mut past = KeyHead::new(shape, &mut memory, room).unwrap();
+            let new = exponents.including(shape, k, v);
+            past.shorten(seen, exponents, new);
+            exponents = new;
+            past.push(seen, exponents, k, v, &mut codes);
         }
         let mut scratch = Scratch {
             query: &mut vec![7; shape.words()],
@@ -234,7 +280,8 @@ mod tests {
             weights: &mut vec![7; keys.div_ceil(2)],
         };
         let mut row = q.to_vec();
-        past.attend(&mut row, keys, scale, &mut scratch);
+        let heads = Heads { n_heads: 1, n_kv_heads: 1, shape, scale };
+        attend_row(&mut row, heads, [keys, room], exponents, &memory, &mut scratch);
         row
     }
 
@@ -245,7 +292,8 @@ mod tests {
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
         let total: f64 = weights.iter().sum();
-        let column = |i: usize| weights.iter().zip(v.chunks(n)).map(|(w, v)| w * f64::from(v[i])).sum::<f64>();
+        let column =
+            |i: usize| weights.iter().zip(v.chunks(n)).map(|(w, v)| w * f64::from(v[i])).sum::<f64>();
         (0..n).map(|i| column(i) / total).collect()
     }
 

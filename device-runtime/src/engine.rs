@@ -11,10 +11,11 @@ use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::graph::{HeadShape, Op};
 
 use crate::arena::{Arena, stride};
-use crate::pass::{Heads, Pass};
+use crate::attention::Heads;
 use crate::linear::{Codes, Scratch, linear};
 use crate::merge::{MergedCursor, merge, merged_bytes};
 use crate::ops;
+use crate::pass::Pass;
 use crate::{Error, Result, kernels};
 
 /// What attaching did.
@@ -428,12 +429,17 @@ impl<'a> Engine<'a> {
                 };
                 linear(&w, bias, patch.as_ref(), codes, pass.value_mut(index), &mut scratch);
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
-                let heads = Heads { n_heads: n_heads.into(), n_kv_heads: n_kv_heads.into(), scale };
+                let n_heads = usize::from(n_heads);
+                let heads = Heads {
+                    n_heads,
+                    n_kv_heads: n_kv_heads.into(),
+                    shape: HeadShape { head_size: base.value(q).width as usize / n_heads.max(1) },
+                    scale,
+                };
                 let scratch = &mut self.arena.attention;
                 if causal {
                     let room = base.value(k).rows.count(self.context);
-                    let head = HeadShape { head_size: base.value(q).width as usize / heads.n_heads.max(1) };
-                    let len = heads.n_kv_heads * head.total_words(room);
+                    let len = 2 + heads.n_kv_heads * heads.shape.code_words(room);
                     let (cache, rest) =
                         core::mem::take(&mut kv).split_at_mut_checked(len).unwrap_or_default();
                     kv = rest;

@@ -1,47 +1,9 @@
-//! Elementary functions and sums with the same bits on every core: IEEE single precision, no fused multiply-add, a
-//! fixed order. They are part of the file format (`format/SPEC.md`); the platform's own functions are never used.
+//! Elementary functions with the same bits on every core: IEEE single precision, no fused multiply-add, a fixed order. They are part of the file format (`format/SPEC.md`); the platform's own functions are never used.
 
 use micromath::F32;
 
 /// 1.5 * 2^23: adding and subtracting it rounds a float below 2^22 to the nearest even integer.
 const ROUND_MAGIC: f32 = 12_582_912.0;
-
-/// exp(x), relative error below 2e-7; 0 below -87, infinity above 88.
-///
-/// x = n ln 2 + r with |r| <= ln(2)/2, then a polynomial of degree 6 in r (Cephes `expf`, S. Moshier).
-pub fn exp(x: f32) -> f32 {
-    if x > 88.0 { f32::INFINITY } else { exp_at_most_88(x) }
-}
-
-/// [`exp`] of what is at most 88, or a NaN.
-pub(crate) fn exp_at_most_88(x: f32) -> f32 {
-    if x < -87.0 {
-        return 0.0;
-    }
-    let shifted = x * core::f32::consts::LOG2_E + ROUND_MAGIC;
-    let n = shifted - ROUND_MAGIC;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_2e-4;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5e-1;
-    let p = p * (r * r) + r + 1.0;
-    // The low bits of `shifted` are n; adding n to the exponent of p (between 0.7 and 1.5) multiplies by 2^n.
-    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
-}
-
-/// x / (1 + exp(-x)).
-pub fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
-}
-
-/// 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), computed as the equal x / (1 + exp(-2 u)).
-pub fn gelu(x: f32) -> f32 {
-    let twice_u = 1.595_769_2 * (x + 0.044_715 * (x * x * x));
-    x / (1.0 + exp(-twice_u))
-}
 
 /// 1 / sqrt(x) for positive x, relative error below 3e-7.
 ///
@@ -73,45 +35,6 @@ pub fn sin_cos(x: f32) -> (f32, f32) {
         2 => (-sin, -cos),
         _ => (-cos, sin),
     }
-}
-
-/// The sum of terms in four lanes: term i goes to lane i mod 4, then (lane 0 + lane 1) + (lane 2 + lane 3).
-///
-/// `tail` holds the last, incomplete group, padded with 0.0, which changes no bit of a lane: lanes start from 0.0 and
-/// so are never -0.0.
-fn lanes(groups: impl Iterator<Item = [f32; 4]>, tail: [f32; 4]) -> f32 {
-    let mut sum = [0.0; 4];
-    for group in groups.chain([tail]) {
-        sum.iter_mut().zip(group).for_each(|(sum, term)| *sum += term);
-    }
-    (sum[0] + sum[1]) + (sum[2] + sum[3])
-}
-
-fn padded(terms: impl Iterator<Item = f32>) -> [f32; 4] {
-    let mut group = [0.0; 4];
-    group.iter_mut().zip(terms).for_each(|(to, term)| *to = term);
-    group
-}
-
-/// sum_i x\[i\], in four lanes.
-pub fn sum(x: &[f32]) -> f32 {
-    let (groups, tail) = x.as_chunks::<4>();
-    lanes(groups.iter().copied(), padded(tail.iter().copied()))
-}
-
-/// sum_i x\[i\] y\[i\], in four lanes.
-pub fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let (x, x_tail) = x.as_chunks::<4>();
-    let (y, y_tail) = y.as_chunks::<4>();
-    let products = x.iter().zip(y).map(|(x, y)| [x[0] * y[0], x[1] * y[1], x[2] * y[2], x[3] * y[3]]);
-    lanes(products, padded(x_tail.iter().zip(y_tail).map(|(x, y)| x * y)))
-}
-
-/// sum_i (x\[i\] - mean)^2, in four lanes.
-pub fn sum_of_squares(x: &[f32], mean: f32) -> f32 {
-    let square = |x: f32| (x - mean) * (x - mean);
-    let (groups, tail) = x.as_chunks::<4>();
-    lanes(groups.iter().map(|group| group.map(square)), padded(tail.iter().map(|x| square(*x))))
 }
 
 /// The largest of `values`; -infinity for none. A NaN is passed over.
@@ -146,13 +69,6 @@ mod tests {
             let x = x as f32;
             (f64::from(ours(x)) / exact(f64::from(x)) - 1.0).abs()
         })
-    }
-
-    #[test]
-    fn exp_is_as_accurate_as_stated() {
-        let error = relative(-87.0..=88.0, exp, f64::exp);
-        assert!(error < 2e-7, "{error}");
-        assert_eq!([exp(-88.0), exp(0.0), exp(89.0)], [0.0, 1.0, f32::INFINITY]);
     }
 
     #[test]
@@ -191,30 +107,5 @@ mod tests {
         assert!((0.03..0.035).contains(&inv_sqrt), "{inv_sqrt}");
         assert!((1e-4..1e-2).contains(&exp), "{exp}");
         assert!((1e-3..1e-2).contains(&sin), "{sin}");
-    }
-
-    #[test]
-    fn activations_follow_their_formulas() {
-        let error = worst(-12.0..=12.0, |x| {
-            let x = x as f32;
-            let exact = f64::from(x);
-            let silu_error = f64::from(silu(x)) - exact / (1.0 + (-exact).exp());
-            let u = (2.0 / core::f64::consts::PI).sqrt() * (exact + 0.044_715 * exact.powi(3));
-            let gelu_error = f64::from(gelu(x)) - 0.5 * exact * (1.0 + u.tanh());
-            silu_error.abs().max(gelu_error.abs())
-        });
-        assert!(error < 2e-6, "{error}");
-    }
-
-    #[test]
-    fn sums_run_in_four_lanes() {
-        let x: [f32; 11] = core::array::from_fn(|i| (i as f32 * 0.37).sin() * 1e3);
-        let mut lanes = [0.0f32; 4];
-        x.iter().enumerate().for_each(|(i, x)| lanes[i % 4] += x);
-        assert_eq!(sum(&x), (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
-        let mut lanes = [0.0f32; 4];
-        x.iter().enumerate().for_each(|(i, v)| lanes[i % 4] += v * x[10 - i]);
-        let y: [f32; 11] = core::array::from_fn(|i| x[10 - i]);
-        assert_eq!(dot(&x, &y), (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
     }
 }

@@ -1,27 +1,29 @@
 //! The operators that are not linear, on plain slices. Rows are contiguous; `width` is the row length. They know
 //! nothing of graphs or arenas. Lengths are the caller's promise: rows beyond a slice are left out, nothing panics.
 
+use core::cell::Cell;
+
 use rankpatch_format::base::Matrix;
 
+use crate::kernels::float;
 use crate::math;
 
-/// y = x / sqrt(mean(x^2) + eps) * weight, in place, per row of `weight.len()`.
-pub(crate) fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
-    for row in x.chunks_exact_mut(weight.len().max(1)) {
-        let inverse = math::inv_sqrt(math::dot(row, row) / row.len() as f32 + eps);
-        row.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * inverse * weight);
+/// y = x / sqrt(mean(x^2) + eps) * weight, per row of `weight.len()`; `y` is `x`, or apart from it.
+pub(crate) fn rms_norm(x: &[Cell<f32>], weight: &[f32], eps: f32, y: &[Cell<f32>]) {
+    let width = weight.len().max(1);
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
+        let inverse = math::inv_sqrt(float::sum_of_squares(x) / width as f32 + eps);
+        float::scale(x, inverse, weight, y);
     }
 }
 
-/// y = (x - mean) / sqrt(var + eps) * weight + bias, in place, per row of `weight.len()`.
-pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
-    for row in x.chunks_exact_mut(weight.len().max(1)) {
-        let len = row.len() as f32;
-        let mean = math::sum(row) / len;
-        let inverse = math::inv_sqrt(math::sum_of_squares(row, mean) / len + eps);
-        for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
-            *x = (*x - mean) * inverse * weight + bias;
-        }
+/// y = (x - mean) / sqrt(var + eps) * weight + bias, per row of `weight.len()`; `y` is `x`, or apart from it.
+pub(crate) fn layer_norm(x: &[Cell<f32>], weight: &[f32], bias: &[f32], eps: f32, y: &[Cell<f32>]) {
+    let width = weight.len().max(1);
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
+        let mean = float::sum(x) / width as f32;
+        let inverse = math::inv_sqrt(float::sum_of_deviations(x, mean) / width as f32 + eps);
+        float::normalize(x, [mean, inverse], weight, bias, y);
     }
 }
 

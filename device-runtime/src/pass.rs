@@ -1,24 +1,16 @@
 //! One walk over the graph: values at the places that the plan gives them, and every operator but the linear ones, which
 //! need adapter and merged weights and stay with the engine.
 
+use core::cell::Cell;
 use core::ops::Range;
 
 use rankpatch_format::base::{Base, ValueInfo};
-use rankpatch_format::graph::{HeadShape, Op, ValueId};
+use rankpatch_format::graph::{Op, ValueId};
 
 use crate::arena::stride;
-use crate::attention::{KeyHead, Scratch};
+use crate::attention::{Exponents, Heads, KeyHead, Scratch, attend_row};
 use crate::kernels::{self, float};
 use crate::ops;
-
-/// The heads of an attention operator.
-#[derive(Clone, Copy)]
-pub(crate) struct Heads {
-    pub(crate) n_heads: usize,
-    pub(crate) n_kv_heads: usize,
-    /// What scores are multiplied by.
-    pub(crate) scale: f32,
-}
 
 /// One walk over the graph.
 pub(crate) struct Pass<'p, 'a> {
@@ -67,6 +59,13 @@ impl Pass<'_, '_> {
         self.quantized = Some(id);
     }
 
+    /// Values that may lie on each other.
+    fn cells<const N: usize>(&mut self, ids: [ValueId; N]) -> [&[Cell<f32>]; N] {
+        let places = ids.map(|id| self.range(id));
+        let values = Cell::from_mut(&mut *self.values).as_slice_of_cells();
+        places.map(|place| values.get(place).unwrap_or(&[]))
+    }
+
     /// The output of operator `index` with a copy of its input `id` in it, unless the plan lets it work in place.
     fn copied(&mut self, index: u16, id: ValueId) -> &mut [f32] {
         let (from, to) = (self.range(id), self.range(index));
@@ -92,59 +91,69 @@ impl Pass<'_, '_> {
         cache: &mut [u32],
         scratch: &mut Scratch<'_>,
     ) {
-        let [q_width, k_width, _] = inputs.map(|id| self.width(id));
-        let shape = HeadShape { head_size: q_width / heads.n_heads.max(1) };
-        let group = q_width / heads.n_kv_heads.max(1);
-        let position = self.position;
+        let [q_width, k_width, _] = inputs.map(|id| self.width(id).max(1));
+        let (shape, position) = (heads.shape, self.position);
         // Attention works in place on the queries.
         self.copied(index, inputs[0]);
         let Some(([_, k, v], y)) = self.around(inputs, index) else { return };
-        for (kv_head, memory) in cache.chunks_exact_mut(shape.total_words(room)).enumerate() {
-            let Some(mut past) = KeyHead::new(shape, memory, room) else { return };
-            let (columns, own) = (kv_head * shape.head_size, kv_head * group);
-            let new = k.chunks_exact(k_width.max(1)).zip(v.chunks_exact(k_width.max(1)));
-            for ((seen, y), (k, v)) in (position..).zip(y.chunks_exact_mut(q_width.max(1))).zip(new) {
-                let [k, v] = [k, v].map(|row| row.get(columns..).unwrap_or(&[]));
-                past.extend(seen, k_width, k, v);
-                let own = y.get_mut(own..own + group).unwrap_or(&mut []);
-                for head in own.chunks_exact_mut(shape.head_size.max(1)) {
-                    past.attend(head, seen + 1, heads.scale, scratch);
+        let Some((stored, codes)) = cache.split_first_chunk_mut::<2>() else { return };
+        let words = shape.code_words(room);
+        let new = k.chunks_exact(k_width).zip(v.chunks_exact(k_width));
+        for ((seen, row), (k, v)) in (position..).zip(y.chunks_exact_mut(q_width)).zip(new) {
+            let before = if seen == 0 { Exponents::NONE } else { Exponents::load(*stored) };
+            let exponents = before.including(shape, k, v);
+            let columns = k.chunks_exact(shape.head_size.max(1)).zip(v.chunks_exact(shape.head_size.max(1)));
+            for (memory, (k, v)) in codes.chunks_exact_mut(words).zip(columns) {
+                let Some(mut past) = KeyHead::new(shape, memory, room) else { return };
+                if exponents != before {
+                    past.shorten(seen, before, exponents);
                 }
+                past.push(seen, exponents, k, v, scratch.query);
             }
+            *stored = exponents.store();
+            attend_row(row, heads, [seen + 1, room], exponents, codes, scratch);
         }
     }
 
     /// Attention over all rows of the pass. One key head's codes lie at the place of the output; rows are written over the
     /// queries, which nothing reads later, and moved at the end.
-    pub(crate) fn attention(&mut self, index: u16, inputs: [ValueId; 3], heads: Heads, scratch: &mut Scratch<'_>) {
-        let [q_width, k_width, _] = inputs.map(|id| self.width(id));
-        let shape = HeadShape { head_size: q_width / heads.n_heads.max(1) };
-        let group = q_width / heads.n_kv_heads.max(1);
+    pub(crate) fn attention(
+        &mut self,
+        index: u16,
+        inputs: [ValueId; 3],
+        heads: Heads,
+        scratch: &mut Scratch<'_>,
+    ) {
+        let [q_width, k_width, _] = inputs.map(|id| self.width(id).max(1));
+        let shape = heads.shape;
         let [q_place, k_place, v_place] = inputs.map(|id| self.range(id));
         let to = self.range(index);
         let keys = self.count(inputs[1]);
-        for kv_head in 0..heads.n_kv_heads {
-            let columns = kv_head * shape.head_size;
-            let place = to.start..to.start + shape.total_words(keys);
-            let Some((before, rest)) = self.values.split_at_mut_checked(place.start) else { return };
-            let Some((memory, after)) = rest.split_at_mut_checked(place.len()) else { return };
-            let part = |from: &Range<usize>| {
-                let shifted = || Some(from.start.checked_sub(place.end)?..from.end.checked_sub(place.end)?);
-                before.get(from.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
-            };
-            let Some(mut past) = KeyHead::new(shape, bytemuck::cast_slice_mut(memory), keys) else { return };
-            let [k, v] = [&k_place, &v_place].map(|place| part(place).get(columns..).unwrap_or(&[]));
-            past.extend(0, k_width, k, v);
+        let [k, v] = [&k_place, &v_place].map(|place| self.values.get(place.clone()).unwrap_or(&[]));
+        let exponents = Exponents::NONE.including(shape, k, v);
+        let group = q_width / heads.n_kv_heads.max(1);
+        let one_key_head = Heads { n_heads: heads.n_heads / heads.n_kv_heads.max(1), n_kv_heads: 1, ..heads };
+        let place = to.start..to.start + shape.code_words(keys);
+        let Some((before, rest)) = self.values.split_at_mut_checked(place.start) else { return };
+        let Some((memory, after)) = rest.split_at_mut_checked(place.len()) else { return };
+        let memory: &mut [u32] = bytemuck::cast_slice_mut(memory);
+        for key_head in 0..heads.n_kv_heads {
+            let Some(mut past) = KeyHead::new(shape, &mut *memory, keys) else { return };
+            let rows = [&k_place, &v_place].map(|from| outside(before, after, &place, from));
+            let [k, v] =
+                rows.map(|rows| rows.get(key_head * shape.head_size..).unwrap_or(&[]).chunks(k_width));
+            for (seen, (k, v)) in k.zip(v).enumerate() {
+                let [k, v] = [k, v].map(|row| row.get(..shape.head_size).unwrap_or(&[]));
+                past.push(seen, exponents, k, v, scratch.query);
+            }
             let q = if q_place.end <= place.start {
                 before.get_mut(q_place.clone())
             } else {
                 after.get_mut(q_place.start.saturating_sub(place.end)..q_place.end.saturating_sub(place.end))
             };
-            for row in q.unwrap_or(&mut []).chunks_exact_mut(q_width.max(1)) {
-                let own = row.get_mut(kv_head * group..(kv_head + 1) * group).unwrap_or(&mut []);
-                for head in own.chunks_exact_mut(shape.head_size.max(1)) {
-                    past.attend(head, keys, heads.scale, scratch);
-                }
+            for row in q.unwrap_or(&mut []).chunks_exact_mut(q_width) {
+                let own = row.get_mut(key_head * group..(key_head + 1) * group).unwrap_or(&mut []);
+                attend_row(own, one_key_head, [keys, keys], exponents, memory, scratch);
             }
         }
         self.copy(q_place, to);
@@ -156,11 +165,7 @@ impl Pass<'_, '_> {
         let (before, rest) = self.values.split_at_mut_checked(to.start)?;
         let (y, after) = rest.split_at_mut_checked(to.len())?;
         let (before, after) = (&*before, &*after);
-        let inputs = places.map(|place| {
-            let shifted = || Some(place.start.checked_sub(to.end)?..place.end - to.end);
-            before.get(place.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
-        });
-        Some((inputs, y))
+        Some((places.map(|place| outside(before, after, &to, &place)), y))
     }
 
     /// Operators that are neither linear nor attention.
@@ -169,10 +174,12 @@ impl Pass<'_, '_> {
         let width = base.value(index).width as usize;
         match op {
             Op::RmsNorm { input, weight, eps } => {
-                ops::rms_norm(self.copied(index, input), base.floats(weight), eps);
+                let [x, y] = self.cells([input, index]);
+                ops::rms_norm(x, base.floats(weight), eps, y);
             }
             Op::LayerNorm { input, weight, bias, eps } => {
-                ops::layer_norm(self.copied(index, input), base.floats(weight), base.floats(bias), eps);
+                let [x, y] = self.cells([input, index]);
+                ops::layer_norm(x, base.floats(weight), base.floats(bias), eps, y);
             }
             Op::Rope { input, inv_freq } => {
                 let position = self.position;
@@ -189,12 +196,8 @@ impl Pass<'_, '_> {
                     float::mul(row, weight);
                 }
             }
-            Op::Silu { input } => {
-                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::silu(*x));
-            }
-            Op::Gelu { input } => {
-                self.copied(index, input).iter_mut().for_each(|x| *x = crate::math::gelu(*x));
-            }
+            Op::Silu { input } => float::silu(self.copied(index, input)),
+            Op::Gelu { input } => float::gelu(self.copied(index, input)),
             Op::Add { a, b } => self.binary(index, a, b, float::add),
             Op::Mul { a, b } => self.binary(index, a, b, float::mul),
             Op::PrependToken { input, token } => {
@@ -229,4 +232,10 @@ impl Pass<'_, '_> {
         let Ok([y, b]) = self.values.get_disjoint_mut([to, other]) else { return };
         f(y, b);
     }
+}
+
+/// The range `from` of what lies `before` and `after` the range `place`.
+fn outside<'v>(before: &'v [f32], after: &'v [f32], place: &Range<usize>, from: &Range<usize>) -> &'v [f32] {
+    let shifted = || Some(from.start.checked_sub(place.end)?..from.end.checked_sub(place.end)?);
+    before.get(from.clone()).or_else(|| after.get(shifted()?)).unwrap_or(&[])
 }

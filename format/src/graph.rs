@@ -185,8 +185,8 @@ pub struct TensorShape {
 
 /// The memory of one key head of an attention operator, in words of 32 bits.
 ///
-/// Two exponents, then the keys, `[keys, words]` with two 16-bit codes a word, then the values, `[pairs of keys, 2 * words]`,
-/// where a word holds one column of two values.
+/// The keys, `[keys, words]` with two 16-bit codes a word, then the values, `[pairs of keys, 2 * words]`, where a word holds
+/// one column of two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
     /// Columns of the head.
@@ -200,9 +200,8 @@ impl HeadShape {
     }
 
     /// Words of the head for `keys` keys.
-    pub fn total_words(self, keys: usize) -> usize {
-        let codes = keys.saturating_add(keys.div_ceil(2).saturating_mul(2)).saturating_mul(self.words());
-        codes.saturating_add(2)
+    pub fn code_words(self, keys: usize) -> usize {
+        keys.saturating_add(keys.div_ceil(2).saturating_mul(2)).saturating_mul(self.words())
     }
 }
 
@@ -249,7 +248,7 @@ impl Op {
     pub fn scratch(&self, tokens: u32, value: impl Fn(ValueId) -> Shape) -> Option<(ValueId, u32)> {
         let Self::Attention { q, k, n_heads, causal: false, .. } = *self else { return None };
         let head = HeadShape { head_size: value(q).width as usize / usize::from(n_heads.max(1)) };
-        let words = head.total_words(value(k).rows.count(tokens as usize));
+        let words = head.code_words(value(k).rows.count(tokens as usize));
         Some((q, u32::try_from(words.saturating_mul(4)).unwrap_or(u32::MAX)))
     }
 

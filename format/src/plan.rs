@@ -54,7 +54,8 @@ pub fn plan(ops: &[Op], shapes: &[Shape], tokens: u32, kept: &[ValueId]) -> (Vec
             buffers[buffer].last = value.last_use;
             buffer
         } else {
-            let scratch = op.scratch(tokens, |id| shapes.get(usize::from(id)).copied().unwrap_or(value.shape()));
+            let scratch =
+                op.scratch(tokens, |id| shapes.get(usize::from(id)).copied().unwrap_or(value.shape()));
             let bytes = value.bytes(tokens).max(scratch.map_or(0, |(_, bytes)| bytes));
             let bytes = bytes.next_multiple_of(ALIGN as u32);
             buffers.push(Buffer { first: index, last: value.last_use, bytes, offset: 0 });

@@ -10,6 +10,9 @@ use super::dsp::attention as core_kernels;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
 use portable as core_kernels;
 
+/// 1.5 * 2^23: adding it leaves a float below 2^22, rounded to the nearest even integer, in the low bits of the sum.
+const ROUND_MAGIC: f32 = 12_582_912.0;
+
 /// Fraction bits of softmax weights: the largest is about 2^14.
 pub const WEIGHT_BITS: u32 = 14;
 /// Keys whose weighted values are summed before the sum is shortened: 64 * 2^14 * (2^11 - 1) < 2^31, with the rounding term.
@@ -19,6 +22,27 @@ pub const BLOCK_SHIFT: u32 = 10;
 
 /// 2^-g for g in -0.5..0.5, relative error below 1.3e-4 in fixed point: coefficients of g^i times 2^16.
 pub(super) const EXP2_NEG: [i32; 4] = [65531, -45425, 15902, -3659];
+
+/// Codes of `x`, two a word, filled up with zeros: `x[i] * factor` rounded to the nearest even integer, of magnitude below
+/// 2^15. With a factor of 0 all are 0, also those of what is not finite.
+pub fn code_words(x: &[f32], factor: f32, words: &mut [u32]) {
+    if factor == 0.0 {
+        return words.fill(0);
+    }
+    let (groups, rest) = x.as_chunks::<8>();
+    let (whole, last) = words.as_chunks_mut::<4>();
+    if groups.len() > whole.len() {
+        debug_assert!(false, "code_words: {} words for {} values", words.len(), x.len());
+        return;
+    }
+    let (whole, free) = whole.split_at_mut_checked(groups.len()).unwrap_or_default();
+    core_kernels::code_groups(groups, factor, ROUND_MAGIC, whole);
+    let mut codes = rest.iter().map(|x| u32::from((x * factor + ROUND_MAGIC).to_bits() as u16));
+    for word in free.as_flattened_mut().iter_mut().chain(last) {
+        let low = codes.next().unwrap_or(0);
+        *word = low | codes.next().unwrap_or(0) << 16;
+    }
+}
 
 /// `scores[j] = sum_i q[i] k[j, i]` over 16-bit codes, two a word; returns the largest.
 ///

@@ -2,6 +2,15 @@
 
 use super::{BLOCK_KEYS, BLOCK_SHIFT, EXP2_NEG, WEIGHT_BITS};
 
+#[cfg_attr(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"), allow(dead_code, reason = "twin"))]
+pub(crate) fn code_groups(x: &[[f32; 8]], factor: f32, magic: f32, words: &mut [[u32; 4]]) {
+    let pairs = x.as_flattened().as_chunks::<2>().0;
+    for (word, [a, b]) in words.as_flattened_mut().iter_mut().zip(pairs) {
+        let [a, b] = [a, b].map(|x| (x * factor + magic).to_bits());
+        *word = a & 0xffff | b << 16;
+    }
+}
+
 pub(crate) fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
     let mut max = i32::MIN;
     for (score, key) in scores.iter_mut().zip(keys.chunks_exact(query.len().max(1))) {

@@ -4,6 +4,68 @@ use core::arch::naked_asm;
 
 use crate::kernels::attention::{BLOCK_KEYS, EXP2_NEG, portable};
 
+#[cfg(not(target_abi = "eabihf"))]
+pub(crate) use portable::code_groups;
+
+#[cfg(target_abi = "eabihf")]
+pub(crate) fn code_groups(x: &[[f32; 8]], factor: f32, magic: f32, words: &mut [[u32; 4]]) {
+    let groups = x.len().min(words.len());
+    if groups > 0 {
+        // SAFETY: there is at least one group in both.
+        unsafe { code_groups_of_eight(x.as_ptr().cast(), words.as_mut_ptr().cast(), groups, factor, magic) }
+    }
+}
+
+/// See `kernels::attention::code_words`.
+///
+/// # Safety
+/// At least one group of eight values, and of four words.
+#[cfg(target_abi = "eabihf")]
+#[unsafe(naked)]
+unsafe extern "C" fn code_groups_of_eight(
+    x: *const f32,
+    words: *mut u32,
+    groups: usize,
+    factor: f32,
+    magic: f32,
+) {
+    naked_asm!(
+        // In a library the assembler is not told of the target's FPU.
+        ".fpu fpv4-sp-d16",
+        "push {{r4-r10, lr}}",
+        "2:",
+        "vldmia r0!, {{s8-s15}}",
+        "vmul.f32 s8, s8, s0",
+        "vmul.f32 s9, s9, s0",
+        "vmul.f32 s10, s10, s0",
+        "vmul.f32 s11, s11, s0",
+        "vmul.f32 s12, s12, s0",
+        "vmul.f32 s13, s13, s0",
+        "vmul.f32 s14, s14, s0",
+        "vmul.f32 s15, s15, s0",
+        "vadd.f32 s8, s8, s1",
+        "vadd.f32 s9, s9, s1",
+        "vadd.f32 s10, s10, s1",
+        "vadd.f32 s11, s11, s1",
+        "vadd.f32 s12, s12, s1",
+        "vadd.f32 s13, s13, s1",
+        "vadd.f32 s14, s14, s1",
+        "vadd.f32 s15, s15, s1",
+        "vmov r3, r4, d4",
+        "vmov r5, r6, d5",
+        "vmov r7, r8, d6",
+        "vmov r9, r10, d7",
+        "pkhbt r3, r3, r4, lsl #16",
+        "pkhbt r4, r5, r6, lsl #16",
+        "pkhbt r5, r7, r8, lsl #16",
+        "pkhbt r6, r9, r10, lsl #16",
+        "stm r1!, {{r3-r6}}",
+        "subs r2, #1",
+        "bne 2b",
+        "pop {{r4-r10, pc}}",
+    )
+}
+
 pub(crate) fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
     let kernel = match query.len() {
         4 => scores_4,
@@ -128,19 +190,37 @@ pub(crate) fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32])
 macro_rules! weight_of {
     ($score:literal) => {
         concat!(
-            "sub r12, r3, ", $score, "\n",
+            "sub r12, r3, ",
+            $score,
+            "\n",
             "smmul r12, r12, r4\n",
             "usat r12, #20, r12\n",
-            "smlawb ", $score, ", r8, r12, r7\n",
-            "smlawb ", $score, ", ", $score, ", r12, r6\n",
-            "smlawb ", $score, ", ", $score, ", r12, r5\n",
+            "smlawb ",
+            $score,
+            ", r8, r12, r7\n",
+            "smlawb ",
+            $score,
+            ", ",
+            $score,
+            ", r12, r6\n",
+            "smlawb ",
+            $score,
+            ", ",
+            $score,
+            ", r12, r5\n",
             // The shift: 2, and the power rounded.
             "add r12, #0x28000\n",
             "lsr r12, #16\n",
-            "lsrs ", $score, ", r12\n",
+            "lsrs ",
+            $score,
+            ", r12\n",
             // The last bit shifted out rounds.
-            "adc ", $score, ", #0\n",
-            "add lr, ", $score, "\n",
+            "adc ",
+            $score,
+            ", #0\n",
+            "add lr, ",
+            $score,
+            "\n",
         )
     };
 }
