@@ -99,6 +99,26 @@ macro_rules! store_score {
     };
 }
 
+/// One key against the query in r4 to r7. A new largest score, in lr, is rare, so it branches away and back.
+macro_rules! one_key {
+    ($label:literal) => {
+        concat!(
+            four_words!("smuad r12, r4, r8"),
+            "str r12, [r2], #4\n cmp r12, lr\n bgt ",
+            $label,
+            "1f\n",
+            $label,
+            "0:\n"
+        )
+    };
+}
+
+macro_rules! new_max {
+    ($label:literal) => {
+        concat!($label, "1:\n mov lr, r12\n b ", $label, "0b\n")
+    };
+}
+
 /// Scores of heads of eight columns: the query stays in registers.
 ///
 /// # Safety
@@ -109,16 +129,30 @@ unsafe extern "C" fn scores_4(query: *const u32, keys: *const u32, scores: *mut 
         "push {{r4-r11, lr}}",
         "mov lr, #0x80000000",
         "ldm r0, {{r4-r7}}",
+        "subs r3, #4",
+        "blo 3f",
         "2:",
-        four_words!("smuad r12, r4, r8"),
-        store_score!(),
-        "beq 3f",
-        four_words!("smuad r12, r4, r8"),
-        store_score!(),
-        "bne 2b",
+        one_key!("4"),
+        one_key!("5"),
+        one_key!("6"),
+        one_key!("7"),
+        "subs r3, #4",
+        "bhs 2b",
         "3:",
+        "adds r3, #4",
+        "beq 9f",
+        "8:",
+        one_key!("3"),
+        "subs r3, #1",
+        "bne 8b",
+        "9:",
         "mov r0, lr",
         "pop {{r4-r11, pc}}",
+        new_max!("3"),
+        new_max!("4"),
+        new_max!("5"),
+        new_max!("6"),
+        new_max!("7"),
     )
 }
 
