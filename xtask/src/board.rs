@@ -31,6 +31,12 @@ pub struct Machine {
     pub machine: String,
     /// The processor's name for `-cpu`.
     pub cpu: String,
+    /// Whether the log comes through semihosting instead of the second serial port.
+    pub log_by_semihosting: bool,
+    /// The option that loads the firmware: `-kernel` unless the table says otherwise.
+    pub load: String,
+    /// Bytes of the machine's second parallel flash, which holds the slots and which a file backs; 0 for none.
+    pub pflash_bytes: u64,
 }
 
 /// One board package.
@@ -116,14 +122,22 @@ impl Board {
             })
             .map(|target| text(target, "name"))
             .collect::<Result<_>>()?;
+        let qemu = &table["qemu"];
         Ok(Self {
             name: text(package, "name")?,
             core: text(table, "core")?,
             target: text(table, "target")?,
             qemu: Machine {
-                system: text(&table["qemu"], "system")?,
-                machine: text(&table["qemu"], "machine")?,
-                cpu: text(&table["qemu"], "cpu")?,
+                system: text(qemu, "system")?,
+                machine: text(qemu, "machine")?,
+                cpu: text(qemu, "cpu")?,
+                log_by_semihosting: match qemu["log"].as_str() {
+                    None => false,
+                    Some("semihosting") => true,
+                    Some(other) => bail!("expected `log = \"semihosting\"` or none, found {other}"),
+                },
+                load: qemu["load"].as_str().unwrap_or("-kernel").to_owned(),
+                pflash_bytes: qemu["pflash"].as_u64().unwrap_or(0),
             },
             flash: region(table, "flash")?,
             base: region(table, "base")?,

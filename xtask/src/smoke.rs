@@ -1,5 +1,7 @@
 //! Tests of the board support in QEMU with the board's `smoke` program.
 
+mod flash_boards;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -21,7 +23,7 @@ fn boot(count_instructions: bool) -> (Board, Qemu) {
     let options = Options {
         count_instructions,
         images: vec![(base_image(&board), board.base.origin)],
-        echo_log: false,
+        ..Options::default()
     };
     let qemu = Qemu::boot(&board, &elf, &options).unwrap();
     (board, qemu)
@@ -29,7 +31,8 @@ fn boot(count_instructions: bool) -> (Board, Qemu) {
 
 /// A file as long as the base partition: byte i is i mod 251.
 fn base_image(board: &Board) -> PathBuf {
-    let file = output_folder("xtask-tests").unwrap().join(format!("base-{:?}.bin", thread::current().id()));
+    let folder = output_folder("xtask-tests").unwrap();
+    let file = folder.join(format!("base-{}-{:?}.bin", board.name, thread::current().id()));
     fs::write(&file, pattern(board.base.length as usize)).unwrap();
     file
 }

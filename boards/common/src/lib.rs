@@ -8,13 +8,25 @@
 extern crate std;
 
 pub mod app;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+mod logger;
+pub mod mapped;
 pub mod nor;
+pub mod register;
 pub mod ring;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+pub mod semihosting;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+pub mod smoke;
+pub mod stack;
 
 use embedded_storage::nor_flash::NorFlash;
 
+pub use mapped::{Controller, ControllerFault, MappedFlash};
 pub use nor::{NorError, NorRam};
+pub use register::Register;
 pub use ring::ByteRing;
+pub use stack::PaintedStack;
 
 /// The names and the parts' types of one board.
 pub trait Board {
