@@ -71,7 +71,8 @@ impl Counts {
                     let rows = base.value(input).rows.count(pass);
                     counts.rows = counts.rows.max(rows);
                     counts.codes = counts.codes.max(rows.saturating_mul(stride(w.cols)));
-                    counts.acc = counts.acc.max(2 * w.rows);
+                    // Rows go through the kernels two at a time.
+                    counts.acc = counts.acc.max(rows.min(2).saturating_mul(w.rows));
                     counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols));
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),

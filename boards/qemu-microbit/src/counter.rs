@@ -18,15 +18,23 @@ pub const TICKS_PER_SECOND: u32 = 16_000_000;
 const NANOSECONDS_PER_INSTRUCTION: u64 = 128;
 
 const TIMER: usize = 0x4000_8000;
-// SAFETY, here and below: the registers of the nRF51's timer 0.
+// SAFETY: the registers of the nRF51's timer 0.
 static START: Register = unsafe { Register::at(TIMER) };
+// SAFETY: as above.
 static CLEAR: Register = unsafe { Register::at(TIMER + 0x00C) };
+// SAFETY: as above.
 static CAPTURE_1: Register = unsafe { Register::at(TIMER + 0x044) };
+// SAFETY: as above.
 static COMPARE_0: Register = unsafe { Register::at(TIMER + 0x140) };
+// SAFETY: as above.
 static INTERRUPT_SET: Register = unsafe { Register::at(TIMER + 0x304) };
+// SAFETY: as above.
 static BIT_MODE: Register = unsafe { Register::at(TIMER + 0x508) };
+// SAFETY: as above.
 static PRESCALER: Register = unsafe { Register::at(TIMER + 0x510) };
+// SAFETY: as above.
 static CC_0: Register = unsafe { Register::at(TIMER + 0x540) };
+// SAFETY: as above.
 static CC_1: Register = unsafe { Register::at(TIMER + 0x544) };
 const BITS_32: u32 = 3;
 const INTERRUPT_COMPARE_0: u32 = 1 << 16;

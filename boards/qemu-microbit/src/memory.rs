@@ -10,6 +10,7 @@ use crate::Nvmc;
 use layout::{BASE_LENGTH, BASE_ORIGIN, PSRAM_LENGTH, SLOTS_LENGTH, SLOTS_ORIGIN, SLOTS_PAGE, SLOTS_SLOT};
 
 #[expect(dead_code, reason = "generated for every key; the arena's origin is the linker's business")]
+#[expect(clippy::unreadable_literal, reason = "generated")]
 mod layout {
     include!(concat!(env!("OUT_DIR"), "/layout.rs"));
 }

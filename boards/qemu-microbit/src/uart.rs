@@ -18,19 +18,31 @@ const unsafe fn register(offset: usize) -> Register {
     unsafe { Register::at(UART + offset) }
 }
 
-// SAFETY, here and below: the register map of the nRF51's UART.
+// SAFETY: the register map of the nRF51's UART.
 static START_RX: Register = unsafe { register(0x000) };
+// SAFETY: as above.
 static START_TX: Register = unsafe { register(0x008) };
+// SAFETY: as above.
 static RX_READY: Register = unsafe { register(0x108) };
+// SAFETY: as above.
 static TX_READY: Register = unsafe { register(0x11C) };
+// SAFETY: as above.
 static INTERRUPT_SET: Register = unsafe { register(0x304) };
+// SAFETY: as above.
 static INTERRUPT_CLEAR: Register = unsafe { register(0x308) };
+// SAFETY: as above.
 static ENABLE: Register = unsafe { register(0x500) };
+// SAFETY: as above.
 static PIN_TX: Register = unsafe { register(0x50C) };
+// SAFETY: as above.
 static PIN_RX: Register = unsafe { register(0x514) };
+// SAFETY: as above.
 static RX: Register = unsafe { register(0x518) };
+// SAFETY: as above.
 static TX: Register = unsafe { register(0x51C) };
+// SAFETY: as above.
 static BAUD_RATE: Register = unsafe { register(0x524) };
+// SAFETY: as above.
 static CONFIG: Register = unsafe { register(0x56C) };
 
 const ENABLED: u32 = 4;

@@ -10,6 +10,7 @@ use crate::CfiFlash;
 use layout::{BASE_LENGTH, BASE_ORIGIN, PSRAM_LENGTH, SLOTS_LENGTH, SLOTS_ORIGIN, SLOTS_PAGE, SLOTS_SLOT};
 
 #[expect(dead_code, reason = "generated for every key; the arena's origin is the linker's business")]
+#[expect(clippy::unreadable_literal, reason = "generated")]
 mod layout {
     include!(concat!(env!("OUT_DIR"), "/layout.rs"));
 }
@@ -73,7 +74,7 @@ pub(crate) unsafe fn stack() -> PaintedStack {
     let stack_pointer: usize;
     // SAFETY: copies a register.
     unsafe {
-        core::arch::asm!("mv {}, sp", out(reg) stack_pointer, options(nomem, nostack, preserves_flags))
+        core::arch::asm!("mv {}, sp", out(reg) stack_pointer, options(nomem, nostack, preserves_flags));
     };
     // SAFETY: both symbols delimit the stack, of which everything below the margin under the stack pointer is free.
     unsafe {

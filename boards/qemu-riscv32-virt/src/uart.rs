@@ -27,10 +27,13 @@ const STATUS_SEND_EMPTY: u8 = 1 << 5;
 const PLIC: usize = 0x0C00_0000;
 /// The UART's number at the interrupt controller.
 const SOURCE: usize = 10;
-// SAFETY, here and below: the machine's interrupt controller. Context 0 is machine mode of hart 0.
+// SAFETY: the machine's interrupt controller. Context 0 is machine mode of hart 0.
 static PRIORITY: Register = unsafe { Register::at(PLIC + 4 * SOURCE) };
+// SAFETY: as above.
 static ENABLE: Register = unsafe { Register::at(PLIC + 0x2000) };
+// SAFETY: as above.
 static THRESHOLD: Register = unsafe { Register::at(PLIC + 0x20_0000) };
+// SAFETY: as above.
 static CLAIM: Register = unsafe { Register::at(PLIC + 0x20_0004) };
 
 fn read(register: usize) -> u8 {
