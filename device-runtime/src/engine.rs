@@ -107,7 +107,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// [`rankpatch_format::Error::WrongBase`], [`Error::HeadTooLarge`].
     pub fn check(&self, adapter: &Adapter<'_>) -> Result<()> {
-        let (expected, found) = (self.base.id(), adapter.body().base_id);
+        let (expected, found) = (self.base.id(), adapter.header().base_id);
         if expected != found {
             return Err(rankpatch_format::Error::WrongBase { expected, found }.into());
         }

@@ -25,6 +25,7 @@ mod merge;
 mod ops;
 mod sampler;
 pub mod slots;
+pub mod trust;
 
 pub use arena::{ArenaLayout, MIN_HEAD_OUTPUTS, arena_bytes, arena_layout};
 pub use engine::{Attachment, Engine};

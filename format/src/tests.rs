@@ -7,15 +7,16 @@ use std::string::ToString as _;
 use std::vec;
 use std::vec::Vec;
 
-use crate::adapter::{Adapter, Preview};
-use crate::base::{Base, HEADER_BYTES};
+use crate::adapter::{Adapter, HEADER_BYTES, Preview, TRAILER_BYTES};
+use crate::base::{self, Base};
 use crate::digest::XorShift32;
 use crate::fixture::{self, Aligned};
 use crate::graph::Op;
+use crate::header::{self, Header, MAX_STEP_LIMIT, SIGNATURE_BYTES};
 use crate::layout::Layout;
 use crate::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
 use crate::write::{AdapterData, Network, Tensor};
-use crate::{BaseId, Error};
+use crate::{BaseId, Error, KeyId, ProductId};
 
 fn image(network: &Network, layout: Layout) -> Aligned {
     Aligned::new(&network.write(layout, 4).unwrap())
@@ -25,16 +26,16 @@ fn image(network: &Network, layout: Layout) -> Aligned {
 fn seal_base(image: &mut Aligned) {
     let bytes = image.bytes_mut();
     let mut crc = crate::CRC.digest();
-    crc.update(&bytes[..HEADER_BYTES - 4]);
-    crc.update(&bytes[HEADER_BYTES..]);
+    crc.update(&bytes[..base::HEADER_BYTES - 4]);
+    crc.update(&bytes[base::HEADER_BYTES..]);
     let crc = crc.finalize().to_le_bytes();
-    bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc);
+    bytes[base::HEADER_BYTES - 4..base::HEADER_BYTES].copy_from_slice(&crc);
 }
 
 fn seal_adapter(file: &mut [u8]) {
-    let end = file.len() - 4;
+    let end = file.len() - TRAILER_BYTES;
     let crc = crate::crc32(&file[..end]).to_le_bytes();
-    file[end..].copy_from_slice(&crc);
+    file[end..end + 4].copy_from_slice(&crc);
 }
 
 fn some_adapter(network: &Network) -> AdapterData {
@@ -354,13 +355,55 @@ fn truncated_flipped_and_lengthened_adapters_are_refused() {
     for bit in 0..file.len() * 8 {
         file[bit / 8] ^= 1 << (bit % 8);
         let error = Adapter::new(&file, &base).unwrap_err();
-        if bit >= 64 {
-            assert!(matches!(error, Error::Corrupt { .. }), "bit {bit}: {error}");
+        match bit / 8 {
+            0..HEADER_BYTES => {} // Refused for what was hit, or for the checksum.
+            at if at < file.len() - SIGNATURE_BYTES => {
+                assert!(matches!(error, Error::Corrupt { .. }), "bit {bit}: {error}");
+            }
+            _ => assert!(matches!(error, Error::Malformed { .. }), "bit {bit}: {error}"),
         }
         file[bit / 8] ^= 1 << (bit % 8);
     }
     file.push(0);
     assert!(matches!(Adapter::new(&file, &base), Err(Error::TrailingBytes { what: "adapter file", .. })));
+}
+
+#[test]
+fn headers_are_checked_field_by_field() {
+    let file = some_adapter(&fixture::decoder()).write().unwrap();
+    let header = header::check(&file).unwrap();
+    assert_eq!((header.sequence, header.step_limit, header.is_signed()), (7, MAX_STEP_LIMIT, false));
+    assert_eq!((header.base_id, header.product), (fixture::decoder().id(), ProductId::NONE));
+    assert_eq!(header.file_bytes as usize, file.len());
+    assert_eq!(header.to_bytes(), file[..HEADER_BYTES]);
+    let error = |at: usize, value: u8| {
+        let mut file = file.clone();
+        file[at] = value;
+        header::check(&file).unwrap_err()
+    };
+    assert!(matches!(error(1, b'Q'), Error::BadMagic { .. }));
+    for version in [0, 2, 255] {
+        assert_eq!(error(3, version), Error::UnknownVersion { expected: 1, found: version });
+    }
+    assert!(matches!(error(4, 63), Error::ShapeMismatch { expected: 64, found: 63, .. }));
+    assert!(matches!(error(5, 1), Error::ShapeMismatch { expected: 64, found: 320, .. }));
+    for reserved in [6, 7, 28, 29, 30, 31] {
+        assert!(matches!(error(reserved, 1), Error::Malformed { .. }), "{reserved}");
+    }
+    assert!(matches!(error(18, 0), Error::OutOfRange { found: 0, .. }), "a step limit of 0");
+    assert!(matches!(error(16, 1), Error::OutOfRange { found: 65_537, max: 65_536, .. }));
+    assert!(matches!(error(11, 0xff), Error::Truncated { .. }));
+    let mut short = file.clone();
+    short[8..12].copy_from_slice(&131u32.to_le_bytes());
+    assert!(matches!(header::check(&short), Err(Error::Truncated { expected: 132, found: 131, .. })));
+    // A key id is not taken on faith, but its presence decides whether there may be a signature.
+    let mut signed = file.clone();
+    let with_key = Header { key_id: KeyId::of(&[3; 32]), product: ProductId::of("lamp"), ..header };
+    header::set_header(&mut signed, &with_key).unwrap();
+    assert_eq!(header::check(&signed), Ok(with_key));
+    header::set_signature(&mut signed, &[9; SIGNATURE_BYTES]).unwrap();
+    assert_eq!(header::check(&signed), Ok(with_key), "integrity does not need the key");
+    assert_eq!(header::split_signature(&signed).unwrap().1, &[9; SIGNATURE_BYTES]);
 }
 
 #[test]
@@ -373,7 +416,7 @@ fn sealed_nonsense_in_adapters_never_panics() {
     for _ in 0..20_000 {
         let mut file = original.clone();
         for _ in 0..=random.next_u32() % 3 {
-            let bit = 64 + random.next_u32() as usize % 1500;
+            let bit = 8 * HEADER_BYTES + random.next_u32() as usize % 1500;
             file[bit / 8] ^= 1 << (bit % 8);
         }
         seal_adapter(&mut file);
@@ -522,7 +565,7 @@ fn the_specification_shows_golden_bytes() {
     let frame = include_bytes!("../../tests/golden/begin.frame");
     assert!(spec.contains(&hex(frame)));
     let adapter = include_bytes!("../../tests/golden/decoder.rpa");
-    for line in 0..5 {
+    for line in 0..8 {
         let row = hex(&adapter[16 * line..][..16]);
         assert!(spec.contains(&row), "{row}");
     }
