@@ -636,10 +636,10 @@ impl<B: Board> App<B> {
         ))?;
         let adapter = slots::file(bytes).and_then(|file| {
             let adapter = Adapter::new(file, &self.base).ok()?;
-            let body = Preview::new(file).ok()?.body;
+            let Preview { header, body, .. } = Preview::new(file).ok()?;
             Some(SlotInfo {
                 task: body.task,
-                sequence: body.sequence,
+                sequence: header.sequence,
                 file_bytes: file.len() as u32,
                 n_patches: adapter.n_patches(),
                 head_outputs: adapter.head().map_or(0, |head| head.n_out as u16),
