@@ -10,8 +10,8 @@ extern crate std;
 pub mod app;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 mod logger;
-pub mod mapped;
 pub mod nor;
+pub mod partition;
 pub mod register;
 pub mod ring;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
@@ -22,8 +22,8 @@ pub mod stack;
 
 use embedded_storage::nor_flash::NorFlash;
 
-pub use mapped::{Controller, ControllerFault, MappedFlash};
 pub use nor::{NorError, NorRam};
+pub use partition::{Controller, ControllerFault, FlashPartition};
 pub use register::Register;
 pub use ring::ByteRing;
 pub use stack::PaintedStack;

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use cortex_m::interrupt::InterruptNumber;
-use rankpatch_board::{Board, MappedFlash, PaintedStack, Parts};
+use rankpatch_board::{Board, FlashPartition, PaintedStack, Parts};
 
 use crate::counter::TickCounter;
 use crate::memory;
@@ -41,7 +41,7 @@ impl Board for Microbit {
     const NAME: &'static str = env!("CARGO_PKG_NAME");
     const CORE: &'static str = "Cortex-M0";
     type Link = UartLink;
-    type Slots = MappedFlash<Nvmc>;
+    type Slots = FlashPartition<Nvmc>;
     type Counter = TickCounter;
     type Stack = PaintedStack;
 }

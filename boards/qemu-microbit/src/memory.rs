@@ -4,7 +4,7 @@
 use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
 
-use rankpatch_board::{Controller, MappedFlash, PaintedStack};
+use rankpatch_board::{Controller, FlashPartition, PaintedStack};
 
 use crate::Nvmc;
 use layout::{BASE_LENGTH, BASE_ORIGIN, PSRAM_LENGTH, SLOTS_LENGTH, SLOTS_ORIGIN, SLOTS_PAGE, SLOTS_SLOT};
@@ -43,12 +43,12 @@ pub(crate) fn base() -> &'static [u8] {
 ///
 /// # Safety
 /// Called at most once.
-pub(crate) unsafe fn slots() -> MappedFlash<Nvmc> {
+pub(crate) unsafe fn slots() -> FlashPartition<Nvmc> {
     let start =
         NonNull::new(ptr::with_exposed_provenance_mut(SLOTS_ORIGIN)).expect("an address behind the base");
     // SAFETY: the partition is flash of this machine, apart from every section of the program; it and the controller are
     // given away only here.
-    unsafe { MappedFlash::new(Nvmc::take(), start, SLOTS_LENGTH, SLOTS_SLOT) }
+    unsafe { FlashPartition::new(Nvmc::take(), start, SLOTS_LENGTH, SLOTS_SLOT) }
 }
 
 /// Scratch memory.

@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use rankpatch_board::{Board, MappedFlash, PaintedStack, Parts};
+use rankpatch_board::{Board, FlashPartition, PaintedStack, Parts};
 
 use crate::cfi::CfiFlash;
 use crate::counter::TickCounter;
@@ -18,7 +18,7 @@ impl Board for Riscv32Virt {
     const NAME: &'static str = env!("CARGO_PKG_NAME");
     const CORE: &'static str = "RV32IMAC";
     type Link = UartLink;
-    type Slots = MappedFlash<CfiFlash>;
+    type Slots = FlashPartition<CfiFlash>;
     type Counter = TickCounter;
     type Stack = PaintedStack;
 }

@@ -3,7 +3,7 @@
 //!
 //! While a command is under way the bank answers reads with its status, so every operation ends in the mode in which the
 //! memory can be read. The program runs from elsewhere. QEMU's chips accept a write over any old value; the rules of NOR
-//! flash are kept by [`MappedFlash`](rankpatch_board::MappedFlash) before it comes to that.
+//! flash are kept by [`FlashPartition`](rankpatch_board::FlashPartition) before it comes to that.
 #![expect(unsafe_code, reason = "commands are stores to flash")]
 
 use core::ptr::NonNull;

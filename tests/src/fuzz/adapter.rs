@@ -66,7 +66,8 @@ fn run_engine(adapter: &Adapter<'_>, base: &Base<'_>) {
     let head = adapter.head().map_or(0, |head| head.n_out);
     let mut arena = vec![0_u128; (arena_bytes(base, 4) + 4 * head).div_ceil(16) + 1];
     let mut merged = vec![0_u128; merged_bytes(base, adapter).div_ceil(16) + 1];
-    let mut engine = Engine::new(*base, bytemuck::cast_slice_mut(&mut arena), 4).expect("an arena of its size");
+    let mut engine =
+        Engine::new(*base, bytemuck::cast_slice_mut(&mut arena), 4).expect("an arena of its size");
     let tokens = [1, 4, 5];
     let plain = bits(engine.run_tokens(&tokens).expect("three tokens"));
     engine.attach(*adapter).expect("room for its outputs");

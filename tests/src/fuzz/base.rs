@@ -65,7 +65,8 @@ fn check(image: &[u8]) {
     }
     if let Some(tokenizer) = base.tokenizer() {
         let mut tokens = [0; 40];
-        let len = tokenizer.encode("a cab, é\u{0}".as_bytes(), &mut tokens).expect("room for every character");
+        let len =
+            tokenizer.encode("a cab, é\u{0}".as_bytes(), &mut tokens).expect("room for every character");
         for pair in tokens[..len].windows(2) {
             tokenizer.decode(pair[0], pair[1]);
         }

@@ -1,6 +1,6 @@
 //! A slot partition in memory-mapped NOR flash that a real controller writes and erases.
 //!
-//! [`MappedFlash`] holds whoever uses it to the rules that all NOR flash has, before the controller sees anything: whole
+//! [`FlashPartition`] holds whoever uses it to the rules that all NOR flash has, before the controller sees anything: whole
 //! pages, aligned words, no write over bytes that are not erased, and nothing in a pinned slot. What is left to a board is
 //! a [`Controller`]: how one page is erased and how words are programmed.
 #![expect(unsafe_code, reason = "the partition is memory that only the controller changes")]
@@ -8,6 +8,8 @@
 use core::ptr::NonNull;
 
 use embedded_storage::nor_flash::{ErrorType, NorFlash, ReadNorFlash};
+
+use rankpatch_runtime::slots::MappedFlash;
 
 use crate::{NorError, Slots};
 
@@ -43,9 +45,9 @@ pub trait Controller {
     unsafe fn program(&mut self, at: NonNull<u8>, words: &[u8]) -> Result<(), ControllerFault>;
 }
 
-/// A partition of up to 32 slots behind a controller.
+/// A partition behind a controller: up to 32 slots, and after them whatever whole pages are left.
 #[derive(Debug)]
-pub struct MappedFlash<C> {
+pub struct FlashPartition<C> {
     controller: C,
     start: NonNull<u8>,
     capacity: usize,
@@ -54,18 +56,18 @@ pub struct MappedFlash<C> {
     pinned: u32,
 }
 
-impl<C: Controller> MappedFlash<C> {
+impl<C: Controller> FlashPartition<C> {
     /// Takes over `capacity` bytes from `start` on, with whatever they hold.
     ///
     /// # Panics
-    /// If the slots are not whole pages, do not divide the partition or are more than 32: the board's memory map is wrong.
+    /// If slots or partition are not whole pages, or the slots are more than 32: the board's memory map is wrong.
     ///
     /// # Safety
     /// The range is readable flash behind `controller` for the rest of the program, a page starts at `start`, and nothing
     /// else writes to it.
     pub unsafe fn new(controller: C, start: NonNull<u8>, capacity: usize, slot_bytes: usize) -> Self {
         assert!(slot_bytes > 0 && slot_bytes.is_multiple_of(C::PAGE_BYTES), "expected slots of whole pages");
-        assert!(capacity.is_multiple_of(slot_bytes), "expected a partition of whole slots");
+        assert!(capacity.is_multiple_of(C::PAGE_BYTES), "expected a partition of whole pages");
         assert!(capacity / slot_bytes <= 32, "expected at most 32 slots");
         Self { controller, start, capacity, slot_bytes, pinned: 0 }
     }
@@ -97,11 +99,11 @@ impl<C: Controller> MappedFlash<C> {
     }
 }
 
-impl<C: Controller> ErrorType for MappedFlash<C> {
+impl<C: Controller> ErrorType for FlashPartition<C> {
     type Error = NorError;
 }
 
-impl<C: Controller> ReadNorFlash for MappedFlash<C> {
+impl<C: Controller> ReadNorFlash for FlashPartition<C> {
     const READ_SIZE: usize = 1;
 
     fn read(&mut self, offset: u32, bytes: &mut [u8]) -> Result<(), NorError> {
@@ -115,7 +117,7 @@ impl<C: Controller> ReadNorFlash for MappedFlash<C> {
     }
 }
 
-impl<C: Controller> NorFlash for MappedFlash<C> {
+impl<C: Controller> NorFlash for FlashPartition<C> {
     const WRITE_SIZE: usize = C::WORD_BYTES;
     const ERASE_SIZE: usize = C::PAGE_BYTES;
 
@@ -147,7 +149,13 @@ impl<C: Controller> NorFlash for MappedFlash<C> {
     }
 }
 
-impl<C: Controller> Slots for MappedFlash<C> {
+impl<C: Controller> MappedFlash for FlashPartition<C> {
+    fn mapped(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl<C: Controller> Slots for FlashPartition<C> {
     fn slot_bytes(&self) -> usize {
         self.slot_bytes
     }
@@ -224,10 +232,10 @@ mod tests {
         }
     }
 
-    fn flash(operations_left: usize) -> MappedFlash<Bits> {
+    fn flash(operations_left: usize) -> FlashPartition<Bits> {
         let memory = Box::leak(vec![0u8; CAPACITY].into_boxed_slice());
         // SAFETY: the memory was leaked above and is known to nobody else.
-        unsafe { MappedFlash::new(Bits { operations_left }, NonNull::from(memory).cast(), CAPACITY, SLOT) }
+        unsafe { FlashPartition::new(Bits { operations_left }, NonNull::from(memory).cast(), CAPACITY, SLOT) }
     }
 
     #[test]
