@@ -298,7 +298,7 @@ pub enum Response<'a> {
     },
     /// Bytes of the device's log, defmt frames as its other log outputs carry them. Its frame has the number [`UNASKED`].
     Log {
-        /// Bytes that were lost before these, because the link was busy.
+        /// Bytes that were lost since the start, because the link was busy.
         lost: u32,
         /// The bytes.
         data: &'a [u8],
