@@ -10,6 +10,7 @@ extern crate std;
 pub mod app;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 mod logger;
+pub mod flash;
 pub mod nor;
 pub mod partition;
 pub mod register;
@@ -19,8 +20,10 @@ pub mod semihosting;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 pub mod smoke;
 pub mod stack;
+pub mod tap;
 
 use embedded_storage::nor_flash::NorFlash;
+use rankpatch_runtime::slots::Layout;
 
 pub use nor::{NorError, NorRam};
 pub use partition::{Controller, ControllerFault, FlashPartition};
@@ -82,6 +85,11 @@ pub trait Slots: NorFlash {
 
     /// The whole partition as it is now.
     fn bytes(&self) -> &[u8];
+
+    /// How slots and journal share the partition: as many slots as leave the last one's place, or less, to the journal.
+    fn layout(&self) -> Layout {
+        flash::usual_layout(self.capacity(), self.slot_bytes(), Self::ERASE_SIZE)
+    }
 
     /// Protects slot `index` from erase and write, and gives its bytes out for good. Pinning twice gives the same bytes.
     /// `None` if there is no such slot.

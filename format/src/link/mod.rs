@@ -23,6 +23,8 @@ pub const VERSION: u8 = 2;
 pub const MAX_DATA_BYTES: usize = 1024;
 /// Most bytes of a chunk that any device asks for; [`Response::Info`] says how many it does.
 pub const MAX_CHUNK_BYTES: usize = 4096;
+/// Offsets of chunks are multiples of this, so that no word of any flash is written in two pieces.
+pub const CHUNK_ALIGN: u32 = 32;
 /// Most bytes of a message around its data, frame overhead included.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 128;
 /// Most bytes between the COBS bounds: a message with its data, frame overhead included.
@@ -69,12 +71,14 @@ pub enum Request<'a> {
         /// SHA-256 of the whole file.
         sha256: &'a [u8],
     },
-    /// Bytes of the file. Answer: [`Response::Progress`], to every [`Response::Info`]`::window / 2`th chunk in order and to the last,
-    /// and to every other chunk at once: it is not stored, but one that is there already is compared.
+    /// Bytes of the file. Answer: [`Response::Progress`] if `answer` asks for it, and always for a chunk that is not the next one.
+    /// Only the next one is stored; of one that lies before it the bytes are compared.
     Chunk {
-        /// Offset in the file.
+        /// Whether an answer is wanted when it is stored.
+        answer: bool,
+        /// Offset in the file, a multiple of [`CHUNK_ALIGN`].
         offset: u32,
-        /// At most as many bytes as the device announces, and that many but for the last chunk.
+        /// At most as many bytes as the device announces, a multiple of [`CHUNK_ALIGN`] unless they end the file.
         data: &'a [u8],
     },
     /// Reads what was written back from flash, verifies and commits it. Answer: [`Response::Slot`]. Finishing what is
@@ -98,11 +102,17 @@ pub enum Request<'a> {
         /// Seconds of the trial; 0 for no deadline.
         trial_seconds: u32,
     },
-    /// Makes what is on trial permanent. Answer: [`Response::Status`], also if it is confirmed already.
-    Confirm,
-    /// Goes back: from a trial to what was confirmed, otherwise to what was confirmed before that.
+    /// Makes the trial of a slot permanent. Answer: [`Response::Status`], also if it is confirmed already.
+    Confirm {
+        /// The slot that is on trial.
+        slot: u8,
+    },
+    /// Goes back from a slot, if it runs: from a trial to what was confirmed, otherwise to what was confirmed before that.
     /// Answer: [`Response::Status`].
-    Rollback,
+    Rollback {
+        /// The slot to leave.
+        slot: u8,
+    },
     /// Goes back to the plain base, also after resets. Answer: [`Response::Done`].
     Detach,
     /// What runs, what would run after a reset, and how far an upload is. Answer: [`Response::Status`].
@@ -288,7 +298,7 @@ pub enum Response<'a> {
     },
     /// Bytes of the device's log, defmt frames as its other log outputs carry them. Its frame has the number [`UNASKED`].
     Log {
-        /// Bytes that were lost before these, because the link was busy.
+        /// Bytes that were lost since the start, because the link was busy.
         lost: u32,
         /// The bytes.
         data: &'a [u8],

@@ -33,7 +33,7 @@ fn messages_come_back_from_their_frames() {
     let requests = [
         Request::Info,
         Request::Begin { slot: Some(3), header: &data[..64], sha256: &data[100..132] },
-        Request::Chunk { offset: 70_000, data: &data },
+        Request::Chunk { answer: true, offset: 70_000, data: &data },
         Request::Activate { slot: 1, mode: Mode::Merged, trial_seconds: 300 },
         Request::Generate { prompt: "Once upon", max_tokens: 20, temperature: 0.5, seed: 1 },
     ];
@@ -54,7 +54,7 @@ fn messages_come_back_from_their_frames() {
 
 #[test]
 fn damaged_frames_are_refused() {
-    let whole = frame(9, &Request::Chunk { offset: 5, data: &[1, 2, 3, 0, 0, 9] });
+    let whole = frame(9, &Request::Chunk { answer: true, offset: 5, data: &[1, 2, 3, 0, 0, 9] });
     let decode = |bytes: &[u8]| match framed(bytes).as_slice() {
         [Ok(message)] => decode::<Request<'_>>(message).map(|_| ()).map_err(Some),
         _ => Err(None),

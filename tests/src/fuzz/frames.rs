@@ -9,10 +9,9 @@ use super::Target;
 pub(super) const TARGET: Target = Target { name: "frames", run, seeds };
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    let (mut scratch, mut frame) = ([0; MAX_MESSAGE_BYTES], [0; MAX_FRAME_BYTES]);
-    let mut seed = |request: Request<'_>| {
-        link::encode(9, &request, &mut scratch, &mut frame).expect("a request that fits").to_vec()
-    };
+    let mut frame = [0; MAX_FRAME_BYTES];
+    let mut seed =
+        |request: Request<'_>| link::encode(9, &request, &mut frame).expect("a request that fits").to_vec();
     vec![
         ("info", seed(Request::Info)),
         ("text", seed(Request::RunText { text: "play a song" })),
@@ -21,7 +20,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn run(data: &[u8]) {
-    let mut deframer = Deframer::new();
+    let mut deframer: Deframer = Deframer::new();
     for byte in data {
         if let Framed::Message(message) = deframer.push(*byte) {
             decode(message);
@@ -54,13 +53,13 @@ fn decode(message: &[u8]) {
 /// What was read can be written, and its frame holds a message of the same number that is no longer.
 fn again<'a, M: Deserialize<'a> + Serialize>(message: &'a [u8]) {
     let Ok((id, read)) = link::decode::<M>(message) else { return };
-    let (mut scratch, mut frame) = ([0; MAX_MESSAGE_BYTES], [0; MAX_FRAME_BYTES]);
-    let Ok(frame) = link::encode(id, &read, &mut scratch, &mut frame) else {
+    let mut frame = [0; MAX_FRAME_BYTES];
+    let Ok(frame) = link::encode(id, &read, &mut frame) else {
         // Only a message that no sender may build is too long to be written.
         assert!(message.len() > MAX_MESSAGE_BYTES, "a message that was read cannot be written");
         return;
     };
-    let mut deframer = Deframer::new();
+    let mut deframer: Deframer = Deframer::new();
     let mut whole = None;
     for byte in frame {
         if let Framed::Message(message) = deframer.push(*byte) {
