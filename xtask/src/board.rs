@@ -183,7 +183,9 @@ mod tests {
             assert!(!board.programs.is_empty(), "{}", board.name);
             assert!(board.base.origin.is_multiple_of(16));
             assert!(board.slots.origin.is_multiple_of(board.page_bytes));
-            assert!(board.slots.length.is_multiple_of(board.slot_bytes));
+            // Three pages of journal behind at least one slot.
+            assert!(board.slots.length.is_multiple_of(board.page_bytes));
+            assert!(board.slots.length >= board.slot_bytes + 3 * board.page_bytes);
             assert!(board.slot_bytes.is_multiple_of(board.page_bytes));
             let mut regions = [board.flash, board.base, board.slots, board.stack, board.ram, board.psram];
             regions.sort_by_key(|region| region.origin);

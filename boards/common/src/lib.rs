@@ -8,9 +8,9 @@
 extern crate std;
 
 pub mod app;
+pub mod flash;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 mod logger;
-pub mod flash;
 pub mod nor;
 pub mod partition;
 pub mod register;
@@ -37,6 +37,8 @@ pub trait Board {
     const NAME: &'static str;
     /// The processor core, for example `Cortex-M4`.
     const CORE: &'static str;
+    /// Outputs of a task head that there is room for at most. Each takes four bytes of the arena.
+    const HEAD_OUTPUTS: usize = 256;
     /// The byte stream to the host.
     type Link: Link;
     /// The adapter partition.

@@ -40,6 +40,7 @@ pub struct Microbit;
 impl Board for Microbit {
     const NAME: &'static str = env!("CARGO_PKG_NAME");
     const CORE: &'static str = "Cortex-M0";
+    const HEAD_OUTPUTS: usize = 64;
     type Link = UartLink;
     type Slots = FlashPartition<Nvmc>;
     type Counter = TickCounter;

@@ -37,8 +37,6 @@ pub const USUAL_FRAME: usize = frame_bytes(MAX_DATA_BYTES);
 const READ_BYTES: usize = 64;
 /// Bytes of the log that are sent at once.
 const LOG_BYTES: usize = 64;
-/// Outputs of a task head that the application has room for at most.
-const HEAD_OUTPUTS: usize = 256;
 /// Ids that a text can become at most.
 const MAX_TOKENS: usize = MAX_DATA_BYTES + 2;
 
@@ -80,7 +78,7 @@ pub fn run_with<B: Board, const FRAME: usize>(parts: Parts<B>, window: u8) -> ! 
     let chunk_bytes = Receiver::<FRAME>::CHUNK_BYTES as u16;
     let Some(mut app) = App::<B>::new(base, arena, slots, counter, stack, (chunk_bytes, receiver.window()))
     else {
-        let needed = Needs::new(&base)
+        let needed = Needs::new::<B>(&base)
             .map_or(usize::MAX, |needs| needs.engine_bytes.saturating_add(needs.input_bytes));
         info!("arena too small: {=usize} of {=usize} bytes", arena_len, needed);
         let sizes = (needed as u32, arena_len as u32);
@@ -168,14 +166,15 @@ struct Needs {
 
 impl Needs {
     /// `None` if they are more than an address can count.
-    fn new(base: &Base<'_>) -> Option<Self> {
+    fn new<B: Board>(base: &Base<'_>) -> Option<Self> {
         let context = base.manifest().max_rows as usize;
         let (width, tokens) = match base.input() {
             Op::Features { width } => (width as usize, 0),
             // A text has more characters than tokens before its pairs are merged.
             _ => (0, context.saturating_mul(8).saturating_add(2).min(MAX_TOKENS)),
         };
-        let engine_bytes = arena_bytes(base, context).checked_add(4 * (HEAD_OUTPUTS - MIN_HEAD_OUTPUTS))?;
+        let more_outputs = B::HEAD_OUTPUTS.saturating_sub(MIN_HEAD_OUTPUTS);
+        let engine_bytes = arena_bytes(base, context).checked_add(4 * more_outputs)?;
         let features = context.checked_mul(width)?.checked_mul(4)?;
         let input_bytes = features.checked_add(2 * tokens)?.checked_next_multiple_of(ALIGN)?;
         Some(Self { engine_bytes, input_bytes, tokens })
@@ -230,7 +229,7 @@ impl<B: Board> App<B> {
         (chunk_bytes, window): (u16, u8),
     ) -> Option<Self> {
         let arena_len = arena.len();
-        let Needs { engine_bytes, input_bytes, tokens } = Needs::new(&base)?;
+        let Needs { engine_bytes, input_bytes, tokens } = Needs::new::<B>(&base)?;
         let context = base.manifest().max_rows as usize;
         let (engine, rest) = arena.split_at_mut_checked(engine_bytes)?;
         let (input, merge) = rest.split_at_mut_checked(input_bytes)?;
