@@ -1,7 +1,8 @@
 //! Frames and messages: any bytes on the wire, whole frames with any content, and messages that survive being written again.
 
-use rankpatch_format::VERSION;
-use rankpatch_format::link::{self, Deframer, Framed, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Request, Response};
+use rankpatch_format::link::{
+    self, Deframer, Framed, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Request, Response, VERSION,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Target;

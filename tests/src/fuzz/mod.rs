@@ -7,6 +7,9 @@
 mod adapter;
 mod base;
 mod frames;
+mod nor;
+mod receiver;
+mod slots;
 
 /// A target.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +23,8 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: &[Target] = &[adapter::TARGET, base::TARGET, frames::TARGET];
+pub const TARGETS: &[Target] =
+    &[adapter::TARGET, base::TARGET, frames::TARGET, receiver::TARGET, slots::TARGET];
 
 /// Runs the target with this name.
 ///
