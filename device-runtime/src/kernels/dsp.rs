@@ -15,11 +15,22 @@
 //! `256 c1 + (c0 + 128)`, exactly, for one instruction more; 128 times the sum of the even activations is subtracted at
 //! the end.
 //!
-//! The assembler knows these instructions on `thumbv7em`; for `thumbv8m.main`, build with `-C target-cpu=cortex-m33`.
+//! The target `thumbv7em` has these instructions. `thumbv8m.main` need not have them, so there the assembler is told the
+//! core in each function.
 #![allow(
     unsafe_code,
     reason = "SMLAD has no stable intrinsic, and loops of naked assembly use every register"
 )]
+
+/// A naked function's body, for a core with the DSP extension.
+#[cfg(not(armv8m_main))]
+macro_rules! dsp_asm {
+    ($($line:expr),+ $(,)?) => { core::arch::naked_asm!($($line),+) };
+}
+#[cfg(armv8m_main)]
+macro_rules! dsp_asm {
+    ($($line:expr),+ $(,)?) => { core::arch::naked_asm!(".cpu cortex-m33", $($line),+) };
+}
 
 /// A loop's body, so many times over.
 macro_rules! repeat {
@@ -103,6 +114,7 @@ pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], words: &Words<'_>, acc: &
         Layout::RowMajor => down(w, x, words, acc),
         Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => matrix::gemv(w, words.blocks, acc),
         Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
+        Layout::Mve4x16 => reference::mve4x16(w, x, acc),
     }
 }
 
@@ -121,6 +133,10 @@ pub(super) fn gemm2(
         Layout::Dsp4x4 => {
             reference::dsp4x4(w, x[0], acc0);
             reference::dsp4x4(w, x[1], acc1);
+        }
+        Layout::Mve4x16 => {
+            reference::mve4x16(w, x[0], acc0);
+            reference::mve4x16(w, x[1], acc1);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! The caller guarantees the lengths. A slice that is too short trips a debug assertion; in a release build the call
 //! then does nothing.
 
+mod components;
 mod layout;
 mod quantize;
 #[cfg_attr(
@@ -38,13 +39,14 @@ mod thumb;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
 use portable as core_kernels;
 
+pub use components::component_codes;
 pub use layout::{Layout, encode, layout_len};
 pub use quantize::quantize;
 
 /// Words of scratch that [`Packed`], [`PackedPair`], [`gemv`] and [`gemm2`] need for vectors of `k` codes.
 pub const fn pack_len(layout: Layout, k: usize) -> usize {
     match layout {
-        Layout::RowMajor => 0,
+        Layout::RowMajor | Layout::Mve4x16 => 0,
         // Two words for four codes of two vectors.
         Layout::Dsp4x4 => k.div_ceil(4).saturating_mul(4),
     }

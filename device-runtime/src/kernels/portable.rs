@@ -30,6 +30,7 @@ pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: 
     match layout {
         Layout::RowMajor => row_major(w, x, acc),
         Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
+        Layout::Mve4x16 => reference::mve4x16(w, x, acc),
     }
 }
 

@@ -50,7 +50,7 @@ pub fn sweep(seed: u32, bytes: &mut [i8], words: &mut [i32]) -> Sweep {
     let mut found = Sweep::default();
     for alignment in 0..16 {
         for k in LENGTHS {
-            for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+            for layout in Layout::ALL {
                 let out = 1 + random.below(ROWS as u32) as usize;
                 matrix(&mut found, &mut random, layout, out, k, alignment, bytes, words);
             }
@@ -214,7 +214,7 @@ fn quantize_case(found: &mut Sweep, random: &mut Random, k: usize, alignment: us
 /// A constant matrix times a constant vector, where a narrow accumulator overflows first.
 fn long_case(found: &mut Sweep, k: usize, w: i8, x: i8, bytes: &mut [i8], words: &mut [i32]) {
     let expected = i32::from(w) * i32::from(x) * k as i32;
-    for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+    for layout in Layout::ALL {
         let out = 4;
         let Some((image, bytes)) = aligned(bytes, 0, layout_len(layout, out, k)) else { return };
         let Some((vector, _)) = aligned(bytes, 1, k) else { return };
