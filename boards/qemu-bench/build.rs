@@ -18,6 +18,7 @@ fn memory(feature: &str) -> Memory {
         "m4" | "m7" => ((0, 4096 * KIB), (0x2000_0000, 4096 * KIB)),
         // The secure aliases: the core starts in the secure state.
         "m33" => ((0x1000_0000, 4096 * KIB), (0x3800_0000, 2048 * KIB)),
+        "m55" => ((0x1000_0000, 512 * KIB), (0x3000_0000, 512 * KIB)),
         "rv32" => ((0x8000_0000, 4096 * KIB), (0x8040_0000, 4096 * KIB)),
         _ => panic!("expected a machine, found the feature {feature}"),
     };

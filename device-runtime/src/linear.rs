@@ -71,7 +71,7 @@ pub(crate) fn linear(
 /// acc += B (c * z) with z = A x, in units of the accumulator: B's row scales are those of the base's weight.
 fn add_components(patch: &Patch<'_>, z: &mut [i32], v: &mut [i16], acc: &mut [i32]) {
     let Some(v) = v.get_mut(..patch.rank) else { return };
-    let shift = kernels::component_codes(z, patch.component_scales(), v);
+    let shift = kernels::component_codes(z, patch.scales.as_chunks().0, v);
     kernels::up_add(patch.lora_b, patch.rank, v, shift, acc);
 }
 

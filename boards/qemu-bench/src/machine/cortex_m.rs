@@ -12,6 +12,9 @@ const INSTRUCTIONS_PER_TICK: (u64, u64) = if cfg!(feature = "m0") {
 } else if cfg!(feature = "m33") {
     // 20 MHz, shift 7.
     (25, 64)
+} else if cfg!(feature = "m55") {
+    // 32 MHz, shift 7.
+    (125, 512)
 } else {
     // 25 MHz and shift 7, or 12.5 MHz and shift 8.
     (5, 16)
