@@ -128,42 +128,18 @@ fn as_codes(bytes: &[u8]) -> &[i8] {
 }
 
 /// Matrix times one vector, and times eight, two at a time.
-fn measure_base(
-    layout: Layout,
-    [gemv, gemm]: [&str; 2],
-    (rows, cols): (usize, usize),
-    buffers: &mut Buffers,
-) {
+fn measure_base(layout: Layout, [gemv, gemm]: [&str; 2], shape: (usize, usize), buffers: &mut Buffers) {
     let Buffers { x: [x0, x1], acc: [acc0, acc1], pack, .. } = buffers;
-    let (x0, x1) = (&x0[..cols], &x1[..cols]);
-    let one = count(&mut || {
-        kernels::gemv(
-            black_box(layout),
-            black_box(weights()),
-            black_box(rows),
-            black_box(cols),
-            black_box(x0),
-            black_box(&mut acc0[..]),
-            black_box(&mut pack[..]),
-        );
-    });
-    report(gemv, (rows, cols), 0, 1, one);
+    let ((out, k), layout, w) = black_box((shape, layout, weights()));
+    let (x0, x1) = black_box((&x0[..k], &x1[..k]));
+    let one = count(&mut || kernels::gemv(layout, w, out, k, x0, acc0, pack));
+    report(gemv, shape, 0, 1, one);
     let eight = count(&mut || {
         for _ in 0..4 {
-            kernels::gemm2(
-                black_box(layout),
-                black_box(weights()),
-                black_box(rows),
-                black_box(cols),
-                black_box(x0),
-                black_box(x1),
-                black_box(&mut acc0[..]),
-                black_box(&mut acc1[..]),
-                black_box(&mut pack[..]),
-            );
+            kernels::gemm2(layout, w, out, k, x0, x1, acc0, acc1, pack);
         }
     });
-    report(gemm, (rows, cols), 0, 8, eight);
+    report(gemm, shape, 0, 8, eight);
 }
 
 fn measure_quantize(buffers: &mut Buffers) {
@@ -172,50 +148,36 @@ fn measure_quantize(buffers: &mut Buffers) {
         *value = f32::from(code) * 0.037;
     }
     let mut codes = [0; MAX_IN];
-    let instructions = count(&mut || {
-        black_box(kernels::quantize(black_box(&values), black_box(&mut codes)));
-    });
+    let (values, codes) = black_box((&values[..], &mut codes[..]));
+    let instructions = count(&mut || _ = kernels::quantize(values, codes));
     report("quantize", (1, MAX_IN), 0, 1, instructions);
 }
 
 /// What a streamed adapter adds to a site: A x of the vector that the base has prepared for itself, the codes of the
-/// components, and B z.
-fn measure_adapter(rank: usize, (rows, cols): (usize, usize), buffers: &mut Buffers) {
+/// components, and B z. First each alone, then all three.
+fn measure_adapter(rank: usize, (out, k): (usize, usize), buffers: &mut Buffers) {
     let Buffers { x: [x0, x1], acc: [acc, _], pack, z: [z0, z1], v } = buffers;
-    let (z0, z1, v, acc) = (&mut z0[..rank], &mut z1[..rank], &mut v[..rank], &mut acc[..rows]);
-    let (a, b) = (&weights()[..rank * cols], &weights()[WEIGHTS - rank * rows..]);
-    let x = Packed::new(BEST, &x0[..cols], pack);
-    let down = count(&mut || {
-        kernels::down_packed(black_box(a), black_box(rank), black_box(&x), black_box(z0));
-    });
-    report("down", (rank, cols), rank, 1, down);
-    let x = PackedPair::new(BEST, &x0[..cols], &x1[..cols], pack);
-    let down2 = count(&mut || {
-        kernels::down2_packed(
-            black_box(a),
-            black_box(rank),
-            black_box(&x),
-            black_box(&mut *z0),
-            black_box(&mut *z1),
-        );
-    });
-    report("down", (rank, cols), rank, 2, down2);
     // 2^-10 as little-endian f16.
     let scales = [[0x00, 0x14]; MAX_RANK];
+    let (a, b, scales) =
+        black_box((&weights()[..rank * k], &weights()[WEIGHTS - rank * out..], &scales[..rank]));
+    let (z0, z1, v, acc) = black_box((&mut z0[..rank], &mut z1[..rank], &mut v[..rank], &mut acc[..out]));
+
+    let pair = PackedPair::new(BEST, &x0[..k], &x1[..k], pack);
+    let down2 = count(&mut || kernels::down2_packed(a, rank, &pair, z0, z1));
+    report("down", (rank, k), rank, 2, down2);
+    let x = Packed::new(BEST, &x0[..k], pack);
+    let down = count(&mut || kernels::down_packed(a, rank, &x, z0));
+    report("down", (rank, k), rank, 1, down);
     let mut shift = 0;
-    let components = count(&mut || {
-        shift = kernels::component_codes(black_box(&mut *z0), black_box(&scales[..rank]), black_box(&mut *v));
-    });
+    let components = count(&mut || shift = kernels::component_codes(z0, scales, v));
     report("components", (rank, 1), rank, 1, components);
-    let up = count(&mut || {
-        kernels::up_add(
-            black_box(b),
-            black_box(rank),
-            black_box(&*v),
-            black_box(shift),
-            black_box(&mut *acc),
-        );
+    let up = count(&mut || kernels::up_add(b, rank, v, shift, acc));
+    report("up", (out, rank), rank, 1, up);
+    let streamed = count(&mut || {
+        kernels::down_packed(a, rank, &x, z0);
+        let shift = kernels::component_codes(z0, scales, v);
+        kernels::up_add(b, rank, v, shift, acc);
     });
-    report("up", (rows, rank), rank, 1, up);
-    report("streamed", (rows, cols), rank, 1, down + components + up);
+    report("streamed", (out, k), rank, 1, streamed);
 }

@@ -34,15 +34,17 @@ fn saturated_codes(z: &[i32], factor: f32, v: &mut [i16]) {
     }
 }
 
-#[cfg(not(all(target_arch = "arm", feature = "helium")))]
+#[cfg(not(all(target_arch = "arm", any(feature = "helium", all(feature = "dsp", target_abi = "eabihf")))))]
 mod loops {
-    use super::{ROUND_MAGIC, single};
+    use half::f16;
+
+    use super::ROUND_MAGIC;
 
     /// `z[j] = bits of scales[j] * z[j]`; returns the largest of their magnitudes as bits shifted left by one.
     pub(super) fn products(z: &mut [i32], scales: &[[u8; 2]]) -> u32 {
         let mut max = 0;
         for (z, scale) in z.iter_mut().zip(scales) {
-            let bits = (single(*scale) * *z as f32).to_bits();
+            let bits = (f16::from_le_bytes(*scale).to_f32() * *z as f32).to_bits();
             max = max.max(bits << 1);
             *z = bits.cast_signed();
         }
@@ -57,15 +59,10 @@ mod loops {
     }
 }
 
+#[cfg(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"))]
+use super::dsp::components as loops;
 #[cfg(all(target_arch = "arm", feature = "helium"))]
 use super::helium::components as loops;
-
-/// A positive f16 as f32.
-#[cfg(not(all(target_arch = "arm", feature = "helium")))]
-#[inline]
-fn single(scale: [u8; 2]) -> f32 {
-    half::f16::from_le_bytes(scale).to_f32()
-}
 
 /// 2^n for n in 0..=14.
 fn power_of_two(n: i32) -> f32 {

@@ -39,6 +39,8 @@ macro_rules! repeat {
     (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
 }
 
+#[cfg(target_abi = "eabihf")]
+pub(super) mod components;
 mod matrix;
 mod pack;
 #[cfg(target_abi = "eabihf")]
@@ -199,9 +201,16 @@ pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     let done = up::up_add(b, v, shift, acc);
-    // What is left: a few last rows, or all of them where the multiplier 2^(32-shift) would not fit.
+    if done < acc.len() {
+        last_rows(b, v, shift, acc, done);
+    }
+}
+
+/// The rows that the fast loops left: a few last ones, or all of them where the multiplier would not fit.
+#[cold]
+fn last_rows(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32], done: usize) {
     let (Some(b), Some(acc)) = (b.get(done * v.len()..), acc.get_mut(done..)) else { return };
-    if !acc.is_empty() && !v.is_empty() {
+    if !v.is_empty() {
         reference::up_add_any(b, v, shift, acc);
     }
 }

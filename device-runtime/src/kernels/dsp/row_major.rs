@@ -330,7 +330,7 @@ row_pairs!(
     ///
     /// # Safety
     /// As there.
-    row_pairs_aligned, 4, "108", load3_aligned
+    row_pairs_aligned, 8, "108", load3_aligned
 );
 
 /// Four codes in `$w` times a block of two vectors, in r6-r9.

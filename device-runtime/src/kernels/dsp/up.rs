@@ -401,7 +401,7 @@ up8!(
     /// # Safety
     /// See [`up_add`].
     up8_aligned,
-    4,
+    8,
     "120",
     "ldm.w r0!, {{r7-r12}}"
 );

@@ -21,6 +21,23 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
     }
 }
 
+/// Sixteen columns of four rows.
+macro_rules! four_rows {
+    () => {
+        "
+        vldrb.u8 q0, [r9], #16
+        vldrb.u8 q1, [r1], #16
+        vmladava.s8 r0, q0, q1
+        vldrb.u8 q2, [r3], #16
+        vmladava.s8 r2, q0, q2
+        vldrb.u8 q3, [r5], #16
+        vmladava.s8 r4, q0, q3
+        vldrb.u8 q1, [r7], #16
+        vmladava.s8 r6, q0, q1
+        "
+    };
+}
+
 /// The sums of `groups` groups of four rows.
 ///
 /// # Safety
@@ -45,18 +62,20 @@ unsafe extern "C" fn four_rows(w: *const i8, x: *const i8, k: usize, groups: usi
         "mov r2, #0",
         "mov r4, #0",
         "mov r6, #0",
+        "tst r8, #63",
+        "bne 4f",
+        "lsr lr, r8, #6",
+        "dls lr, lr",
+        "3:", // 64 columns a turn, if that leaves none
+        repeat!(4, four_rows!()),
+        "le lr, 3b",
+        "b 6f",
+        "4:",
         "dlstp.8 lr, r8",
-        "3:",
-        "vldrb.u8 q0, [r9], #16",
-        "vldrb.u8 q1, [r1], #16",
-        "vmladava.s8 r0, q0, q1",
-        "vldrb.u8 q2, [r3], #16",
-        "vmladava.s8 r2, q0, q2",
-        "vldrb.u8 q3, [r5], #16",
-        "vmladava.s8 r4, q0, q3",
-        "vldrb.u8 q1, [r7], #16",
-        "vmladava.s8 r6, q0, q1",
-        "letp lr, 3b",
+        "5:",
+        four_rows!(),
+        "letp lr, 5b",
+        "6:",
         "stm r11!, {{r0, r2, r4, r6}}",
         // Pointers have moved by whole vectors; the next row lies `k` behind the start of the last.
         "sub r9, r9, r10",

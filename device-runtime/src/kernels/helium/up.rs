@@ -6,43 +6,31 @@
 
 /// `acc[o] += (sum_j B[o,j] * v[j] + round) >> shift` for as many first rows as the fast loops can take; returns how many.
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize {
-    let r = v.len();
     // The multiplier 2^(31-shift) must fit.
-    if !(1..=14).contains(&shift) || b.len() < acc.len() * r {
+    if !(1..=14).contains(&shift) || b.len() < acc.len() * v.len() {
         return 0;
     }
     let multiplier = 1 << (31 - shift);
-    let (kernel, vectors): (Kernel, _) = match r {
-        1 => return up_one(b, v, multiplier, acc),
-        2 => return up_two(b, v, multiplier, acc),
-        4 => (up4, [[v, &[]], [&[], v]]),
-        8 => (up8, [[v, &[]], [&[], &[]]]),
-        16 => (up16, [[v.get(..8).unwrap_or(&[]), &[]], [v.get(8..).unwrap_or(&[]), &[]]]),
-        3 | 5..=7 => (up_small, [[v, &[]], [&[], &[]]]),
+    let rows = acc.len() & !3;
+    let vectors;
+    let (kernel, v): (Kernel, _) = match *v {
+        [_] => return up_one(b, v, multiplier, acc),
+        [_, _] => return up_two(b, v, multiplier, acc),
+        [v0, v1, v2, v3] => {
+            // A row in the lower half of a register, and one in the upper.
+            vectors = [v0, v1, v2, v3, 0, 0, 0, 0, 0, 0, 0, 0, v0, v1, v2, v3];
+            (up4, &vectors[..])
+        }
+        [_, _, _] | [_, _, _, _, _] | [_, _, _, _, _, _] | [_, _, _, _, _, _, _] => (up_small, v),
+        [_, _, _, _, _, _, _, _] => (up8, v),
+        _ if v.len() == 16 => (up16, v),
         _ => return up_any_rank(b, v, shift, acc),
     };
-    let rows = acc.len() / 4 * 4;
-    if rows == 0 {
-        return 0;
+    if rows > 0 {
+        // SAFETY: `acc` has a positive multiple of four rows, and `b` one of the kernel's rank for each. `v` is as long as the
+        // kernel reads.
+        unsafe { kernel(b.as_ptr(), v.as_ptr(), acc.as_mut_ptr(), rows, multiplier, v.len()) };
     }
-    // At rank 4 the second vector has its codes in its upper half: a row in the upper half of a register.
-    let half = |[low, high]: [&[i16]; 2]| {
-        let mut vector = [0; 8];
-        vector.iter_mut().zip(low).for_each(|(to, from)| *to = *from);
-        vector.iter_mut().skip(4).zip(high).for_each(|(to, from)| *to = *from);
-        vector
-    };
-    let frame = Frame {
-        vectors: vectors.map(half),
-        b: b.as_ptr(),
-        acc: acc.as_mut_ptr(),
-        multiplier,
-        sixteens: rows / 16,
-        fours: rows % 16 / 4,
-        rank: r,
-    };
-    // SAFETY: `acc` has as many rows as the frame says, at least four, and `b` as many times the kernel's rank.
-    unsafe { kernel(&frame) };
     rows
 }
 
@@ -72,39 +60,38 @@ fn up_any_rank(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize {
     acc.len()
 }
 
-/// Adds `4 * (4 * sixteens + fours)` rows, at least four.
-type Kernel = unsafe extern "C" fn(&Frame);
-
-/// What the kernels of few columns read; the offsets are in their code.
-#[repr(C)]
-struct Frame {
-    vectors: [[i16; 8]; 2],
-    b: *const i8,
-    acc: *mut i32,
-    multiplier: i32,
-    sixteens: usize,
-    fours: usize,
-    rank: usize,
-}
+/// Adds to so many rows, a positive multiple of four: `b` has as many of the kernel's rank, and `v` one number a column; at rank
+/// 4 there are two vectors of eight. `r` matters only where a kernel serves several ranks.
+type Kernel =
+    unsafe extern "C" fn(b: *const i8, v: *const i16, acc: *mut i32, rows: usize, multiplier: i32, r: usize);
 
 /// The loops of a rank whose code for four rows, with sums in r0, r2, r4, r6 or in r8, r10, r12, lr, is `$low` and `$high`, and whose
-/// vectors `$load` loads. r1: b; r3: acc; r5: the end of 64 bytes for sums; r7: the frame; r9: multiplier; r11: turns left.
+/// vectors `$load` loads. r1: b; r3: acc; r5: the end of 64 bytes for sums; r7: v; r9: multiplier; r11: turns left.
 macro_rules! up {
     ($(#[$doc:meta])* $name:ident, $load:literal, $low:expr, $high:expr) => {
         $(#[$doc])*
         ///
         /// # Safety
-        /// See [`Kernel`]; `b` has as many rows of this rank.
+        /// See [`Kernel`].
         #[unsafe(naked)]
-        unsafe extern "C" fn $name(frame: &Frame) {
+        unsafe extern "C" fn $name(
+            b: *const i8,
+            v: *const i16,
+            acc: *mut i32,
+            rows: usize,
+            multiplier: i32,
+            r: usize,
+        ) {
             helium_asm!(
-                "push {{r4-r11, lr}}",
+                "push {{r3-r11, lr}}", // the rows at 0
+                "ldr r9, [sp, #40]",
                 "vpush {{d8-d15}}",
                 "mov r5, sp",
-                "sub sp, #68",
-                "mov r7, r0",
-                "ldrd r1, r3, [r7, #32]",
-                "ldrd r9, r11, [r7, #40]",
+                "sub sp, #64",
+                "mov r7, r1",
+                "mov r1, r0",
+                "lsr r11, r3, #4",
+                "mov r3, r2",
                 $load,
                 "cmp r11, #0",
                 "beq 4f",
@@ -126,8 +113,8 @@ macro_rules! up {
                 "subs r11, #1",
                 "bne 2b",
                 "4:",
-                "ldr r11, [r7, #48]",
-                "cmp r11, #0",
+                "ldr r11, [r5, #64]", // the rows
+                "ands r11, r11, #12",
                 "beq 6f",
                 "5:",
                 $low,
@@ -136,12 +123,12 @@ macro_rules! up {
                 "vldrw.u32 q5, [r3]",
                 "vqrdmlah.s32 q5, q4, r9",
                 "vstrw.32 q5, [r3], #16",
-                "subs r11, #1",
+                "subs r11, #4",
                 "bne 5b",
                 "6:",
-                "add sp, #68",
+                "add sp, #64",
                 "vpop {{d8-d15}}",
-                "pop {{r4-r11, pc}}",
+                "pop {{r3-r11, pc}}",
             )
         }
     };
@@ -230,7 +217,7 @@ up!(
     concat!(row16!("r8"), row16!("r10"), row16!("r12"), row16!("lr"))
 );
 
-/// A row of less than eight columns. The rank takes r5's place: these rows are few enough not to keep sums in memory.
+/// A row of less than eight columns.
 macro_rules! row_small {
     ($sum:literal) => {
         concat!("vpst\n", "vldrbt.s16 q0, [r1]\n", "add r1, r1, r8\n", "vmladav.s16 ", $sum, ", q0, q6\n",)
@@ -240,19 +227,27 @@ macro_rules! row_small {
 /// Ranks 3, 5, 6 and 7: a row a register, the rest of which predication keeps zero.
 ///
 /// # Safety
-/// See [`Kernel`]; `b` has as many rows of the frame's rank.
+/// See [`Kernel`].
 #[unsafe(naked)]
-unsafe extern "C" fn up_small(frame: &Frame) {
+unsafe extern "C" fn up_small(
+    b: *const i8,
+    v: *const i16,
+    acc: *mut i32,
+    rows: usize,
+    multiplier: i32,
+    r: usize,
+) {
     // r1: b; r3: acc; r8: rank; r9: multiplier.
     helium_asm!(
         "push {{r4-r9, lr}}",
+        "ldrd r9, r8, [sp, #28]",
         "vpush {{d12-d13}}",
-        "vldrh.u16 q6, [r0]",
-        "ldrd r1, r3, [r0, #32]",
-        "ldrd r9, r4, [r0, #40]",
-        "ldrd r5, r8, [r0, #48]",
-        "add lr, r5, r4, lsl #2",
         "vctp.16 r8",
+        "vpst",
+        "vldrht.u16 q6, [r1]",
+        "lsr lr, r3, #2",
+        "mov r1, r0",
+        "mov r3, r2",
         "dls lr, lr",
         "2:",
         row_small!("r0"),
