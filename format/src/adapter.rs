@@ -8,16 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Base, Names, Sites, check_scales, count_names};
 use crate::graph::Rows;
-use crate::{BaseId, Error, MAX_RANK, Result, VERSION};
+use crate::header::{self, Header};
+use crate::{Error, MAX_RANK, Result};
 
-/// First bytes of an adapter file.
-pub const MAGIC: [u8; 3] = *b"RPA";
-/// Bytes before the body: magic, version, file length.
-pub const HEADER_BYTES: usize = 8;
+pub use crate::header::{HEADER_BYTES, MAGIC, TRAILER_BYTES};
+
 /// The payload starts at a multiple of this.
 pub const PAYLOAD_ALIGN: usize = 16;
-/// Bytes of the CRC-32 that ends the file.
-pub const TRAILER_BYTES: usize = 4;
 /// Longest task name.
 pub const MAX_TASK_BYTES: usize = 32;
 /// Most outputs of a task head.
@@ -75,10 +72,6 @@ pub struct SelfTest {
 pub struct Body<'a> {
     /// Name of the task.
     pub task: &'a str,
-    /// The base that the adapter is for.
-    pub base_id: BaseId,
-    /// Sequence number of the task, for people and senders; devices do not compare it yet.
-    pub sequence: u32,
     /// Method.
     pub method: Method,
     /// LoRA's alpha, as trained. The scales already contain the scaling; this is for the way back to PEFT.
@@ -160,6 +153,8 @@ fn f32s(bytes: &[u8]) -> impl Iterator<Item = f32> {
 /// What an adapter file says without its base: enough to list and to choose.
 #[derive(Debug, Clone, Copy)]
 pub struct Preview<'a> {
+    /// The header. Whether its key really signed the file is for a verifier to say.
+    pub header: Header,
     /// The body.
     pub body: Body<'a>,
     /// The whole file.
@@ -171,47 +166,17 @@ impl<'a> Preview<'a> {
     /// Checks header, length, checksum and the shape of the body.
     ///
     /// # Errors
-    /// [`Error::Truncated`], [`Error::BadMagic`], [`Error::UnknownVersion`], [`Error::TrailingBytes`],
-    /// [`Error::Corrupt`], [`Error::Malformed`].
+    /// As [`header::check`]; [`Error::Malformed`], [`Error::OutOfRange`] for the body.
     pub fn new(file: &'a [u8]) -> Result<Self> {
-        const WHAT: &str = "adapter file";
-        let truncated = |expected: usize| Error::Truncated {
-            what: WHAT,
-            expected: expected as u32,
-            found: file.len() as u32,
-        };
-        let [m0, m1, m2, version, l0, l1, l2, l3] =
-            *file.first_chunk::<HEADER_BYTES>().ok_or(truncated(HEADER_BYTES))?;
-        if [m0, m1, m2] != MAGIC {
-            return Err(Error::BadMagic { expected: MAGIC, found: [m0, m1, m2] });
-        }
-        if version != VERSION {
-            return Err(Error::UnknownVersion { expected: VERSION, found: version });
-        }
-        let expected = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        if file.len() < expected {
-            return Err(truncated(expected));
-        }
-        if file.len() > expected {
-            return Err(Error::TrailingBytes {
-                what: WHAT,
-                expected: expected as u32,
-                found: file.len() as u32,
-            });
-        }
-        let (signed, crc) =
-            file.split_last_chunk::<TRAILER_BYTES>().ok_or(truncated(HEADER_BYTES + TRAILER_BYTES))?;
-        let (expected, found) = (u32::from_le_bytes(*crc), crate::crc32(signed));
-        if expected != found {
-            return Err(Error::Corrupt { expected, found });
-        }
-        let rest = signed.get(HEADER_BYTES..).ok_or(truncated(HEADER_BYTES + TRAILER_BYTES))?;
-        let (body, rest) = postcard::take_from_bytes::<Body<'a>>(rest)
+        let header = header::check(file)?;
+        // The length has just been checked.
+        let content = file.get(..file.len() - TRAILER_BYTES).unwrap_or(&[]);
+        let (body, rest) = postcard::take_from_bytes::<Body<'a>>(content.get(HEADER_BYTES..).unwrap_or(&[]))
             .map_err(|_| Error::Malformed { what: "adapter body" })?;
-        let padding =
-            (signed.len() - rest.len()).next_multiple_of(PAYLOAD_ALIGN) - (signed.len() - rest.len());
-        let (zeros, payload) =
-            rest.split_at_checked(padding).ok_or(Error::Malformed { what: "padding before the payload" })?;
+        let end = content.len() - rest.len();
+        let (zeros, payload) = rest
+            .split_at_checked(end.next_multiple_of(PAYLOAD_ALIGN) - end)
+            .ok_or(Error::Malformed { what: "padding before the payload" })?;
         if zeros.iter().any(|byte| *byte != 0) {
             return Err(Error::Malformed { what: "padding before the payload" });
         }
@@ -222,18 +187,20 @@ impl<'a> Preview<'a> {
                 max: MAX_TASK_BYTES as u32,
             });
         }
-        Ok(Self { body, file, payload })
+        Ok(Self { header, body, file, payload })
     }
 }
 
 /// A checked adapter for a base.
 #[derive(Debug, Clone, Copy)]
 pub struct Adapter<'a> {
+    header: Header,
     body: Body<'a>,
     file_bytes: usize,
     payload: &'a [u8],
     head: Option<Head<'a>>,
     n_patches: u16,
+    max_rank: (u16, u16),
 }
 
 impl<'a> Adapter<'a> {
@@ -246,9 +213,9 @@ impl<'a> Adapter<'a> {
     /// # Errors
     /// An [`Error`] that names the first thing found wrong.
     pub fn new(file: &'a [u8], base: &Base<'_>) -> Result<Self> {
-        let Preview { body, file, payload } = Preview::new(file)?;
-        if body.base_id != base.id() {
-            return Err(Error::WrongBase { expected: base.id(), found: body.base_id });
+        let Preview { header, body, file, payload } = Preview::new(file)?;
+        if header.base_id != base.id() {
+            return Err(Error::WrongBase { expected: base.id(), found: header.base_id });
         }
         if !body.alpha.is_finite() || body.alpha <= 0.0 {
             return Err(Error::BadScale { what: "alpha", owner: 0, index: 0, value: body.alpha });
@@ -258,6 +225,7 @@ impl<'a> Adapter<'a> {
         let mut previous: Option<u16> = None;
         let mut expected = 0u32;
         let mut n_patches = 0u16;
+        let mut max_rank = (0, 0);
         while let Some(entry) = entries.try_next()? {
             let Entry { site: found, rank, scales } = entry;
             match previous {
@@ -277,6 +245,7 @@ impl<'a> Adapter<'a> {
             expected =
                 expected.saturating_add(u32::from(rank) * (site.weight.rows + site.weight.cols) as u32);
             n_patches += 1;
+            max_rank = max_rank.max((rank, found));
         }
         let features = base.value(base.manifest().features);
         let width = features.width as usize;
@@ -317,7 +286,12 @@ impl<'a> Adapter<'a> {
                 payload.get(payload.len().saturating_sub(head_bytes as usize)..).unwrap_or(&[]),
             ),
         });
-        Ok(Self { body, file_bytes: file.len(), payload, head, n_patches })
+        Ok(Self { header, body, file_bytes: file.len(), payload, head, n_patches, max_rank })
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
     }
 
     /// The body.
@@ -338,6 +312,11 @@ impl<'a> Adapter<'a> {
     /// Number of sites patched.
     pub fn n_patches(&self) -> u16 {
         self.n_patches
+    }
+
+    /// The highest rank and a site that has it; zeros if no site is patched.
+    pub fn max_rank(&self) -> (u16, u16) {
+        self.max_rank
     }
 
     /// The task head.

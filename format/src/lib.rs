@@ -7,6 +7,7 @@
 //! * [`graph`]: operators over named weights in SSA form, and the shapes they imply.
 //! * [`base`]: the base image (`.rpb`): manifest and weight sections, read in place.
 //! * [`adapter`]: the adapter file (`.rpa`): low-rank factors for the sites of one base.
+//! * [`header`]: the signed header of an adapter file, and where its signature lies.
 //! * [`link`]: frames and messages between a host and a device.
 //! * [`layout`], [`tokenizer`], [`digest`]: the parts these share.
 //!
@@ -29,6 +30,7 @@ mod error;
 #[cfg(feature = "_fixtures")]
 pub mod fixture;
 pub mod graph;
+pub mod header;
 pub mod layout;
 pub mod link;
 #[cfg(feature = "alloc")]
@@ -38,6 +40,7 @@ pub mod tokenizer;
 pub mod write;
 
 pub use error::{Error, Result};
+pub use header::{KeyId, ProductId};
 
 /// The version of every file and message of this crate. Readers refuse any other.
 pub const VERSION: u8 = 1;

@@ -7,15 +7,19 @@ use std::string::ToString as _;
 use std::vec;
 use std::vec::Vec;
 
-use crate::adapter::{Adapter, Preview};
-use crate::base::{Base, HEADER_BYTES};
+use sha2::{Digest as _, Sha256};
+
+use crate::adapter::{Adapter, HEADER_BYTES, Preview, TRAILER_BYTES};
+use crate::base::{self, Base};
 use crate::digest::XorShift32;
 use crate::fixture::{self, Aligned};
 use crate::graph::Op;
+use crate::header::{self, Header, MAX_STEP_LIMIT, SIGNATURE_BYTES};
 use crate::layout::Layout;
-use crate::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
+use crate::link::tests::frame;
+use crate::link::{Request, Response};
 use crate::write::{AdapterData, Network, Tensor};
-use crate::{BaseId, Error};
+use crate::{BaseId, Error, KeyId, ProductId};
 
 fn image(network: &Network, layout: Layout) -> Aligned {
     Aligned::new(&network.write(layout, 4).unwrap())
@@ -25,16 +29,16 @@ fn image(network: &Network, layout: Layout) -> Aligned {
 fn seal_base(image: &mut Aligned) {
     let bytes = image.bytes_mut();
     let mut crc = crate::CRC.digest();
-    crc.update(&bytes[..HEADER_BYTES - 4]);
-    crc.update(&bytes[HEADER_BYTES..]);
+    crc.update(&bytes[..base::HEADER_BYTES - 4]);
+    crc.update(&bytes[base::HEADER_BYTES..]);
     let crc = crc.finalize().to_le_bytes();
-    bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc);
+    bytes[base::HEADER_BYTES - 4..base::HEADER_BYTES].copy_from_slice(&crc);
 }
 
 fn seal_adapter(file: &mut [u8]) {
-    let end = file.len() - 4;
+    let end = file.len() - TRAILER_BYTES;
     let crc = crate::crc32(&file[..end]).to_le_bytes();
-    file[end..].copy_from_slice(&crc);
+    file[end..end + 4].copy_from_slice(&crc);
 }
 
 fn some_adapter(network: &Network) -> AdapterData {
@@ -44,7 +48,7 @@ fn some_adapter(network: &Network) -> AdapterData {
 #[test]
 fn networks_come_back_from_their_image() {
     for network in [fixture::decoder(), fixture::encoder()] {
-        for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+        for layout in Layout::ALL {
             let image = image(&network, layout);
             let base = Base::new(image.bytes()).unwrap();
             assert_eq!(base.id(), network.id());
@@ -354,13 +358,55 @@ fn truncated_flipped_and_lengthened_adapters_are_refused() {
     for bit in 0..file.len() * 8 {
         file[bit / 8] ^= 1 << (bit % 8);
         let error = Adapter::new(&file, &base).unwrap_err();
-        if bit >= 64 {
-            assert!(matches!(error, Error::Corrupt { .. }), "bit {bit}: {error}");
+        match bit / 8 {
+            0..HEADER_BYTES => {} // Refused for what was hit, or for the checksum.
+            at if at < file.len() - SIGNATURE_BYTES => {
+                assert!(matches!(error, Error::Corrupt { .. }), "bit {bit}: {error}");
+            }
+            _ => assert!(matches!(error, Error::Malformed { .. }), "bit {bit}: {error}"),
         }
         file[bit / 8] ^= 1 << (bit % 8);
     }
     file.push(0);
     assert!(matches!(Adapter::new(&file, &base), Err(Error::TrailingBytes { what: "adapter file", .. })));
+}
+
+#[test]
+fn headers_are_checked_field_by_field() {
+    let file = some_adapter(&fixture::decoder()).write().unwrap();
+    let header = header::check(&file).unwrap();
+    assert_eq!((header.sequence, header.step_limit, header.is_signed()), (7, MAX_STEP_LIMIT, false));
+    assert_eq!((header.base_id, header.product), (fixture::decoder().id(), ProductId::NONE));
+    assert_eq!(header.file_bytes as usize, file.len());
+    assert_eq!(header.to_bytes(), file[..HEADER_BYTES]);
+    let error = |at: usize, value: u8| {
+        let mut file = file.clone();
+        file[at] = value;
+        header::check(&file).unwrap_err()
+    };
+    assert!(matches!(error(1, b'Q'), Error::BadMagic { .. }));
+    for version in [0, 2, 255] {
+        assert_eq!(error(3, version), Error::UnknownVersion { expected: 1, found: version });
+    }
+    assert!(matches!(error(4, 63), Error::ShapeMismatch { expected: 64, found: 63, .. }));
+    assert!(matches!(error(5, 1), Error::ShapeMismatch { expected: 64, found: 320, .. }));
+    for reserved in [6, 7, 28, 29, 30, 31] {
+        assert!(matches!(error(reserved, 1), Error::Malformed { .. }), "{reserved}");
+    }
+    assert!(matches!(error(18, 0), Error::OutOfRange { found: 0, .. }), "a step limit of 0");
+    assert!(matches!(error(16, 1), Error::OutOfRange { found: 65_537, max: 65_536, .. }));
+    assert!(matches!(error(11, 0xff), Error::Truncated { .. }));
+    let mut short = file.clone();
+    short[8..12].copy_from_slice(&131u32.to_le_bytes());
+    assert!(matches!(header::check(&short), Err(Error::Truncated { expected: 132, found: 131, .. })));
+    // A key id is not taken on faith, but its presence decides whether there may be a signature.
+    let mut signed = file.clone();
+    let with_key = Header { key_id: KeyId::of(&[3; 32]), product: ProductId::of("lamp"), ..header };
+    header::set_header(&mut signed, &with_key).unwrap();
+    assert_eq!(header::check(&signed), Ok(with_key));
+    header::set_signature(&mut signed, &[9; SIGNATURE_BYTES]).unwrap();
+    assert_eq!(header::check(&signed), Ok(with_key), "integrity does not need the key");
+    assert_eq!(header::split_signature(&signed).unwrap().1, &[9; SIGNATURE_BYTES]);
 }
 
 #[test]
@@ -373,7 +419,7 @@ fn sealed_nonsense_in_adapters_never_panics() {
     for _ in 0..20_000 {
         let mut file = original.clone();
         for _ in 0..=random.next_u32() % 3 {
-            let bit = 64 + random.next_u32() as usize % 1500;
+            let bit = 8 * HEADER_BYTES + random.next_u32() as usize % 1500;
             file[bit / 8] ^= 1 << (bit % 8);
         }
         seal_adapter(&mut file);
@@ -381,80 +427,6 @@ fn sealed_nonsense_in_adapters_never_panics() {
             assert_eq!(adapter.patches(&base).count(), usize::from(adapter.n_patches()));
         }
     }
-}
-
-fn framed(bytes: &[u8]) -> Vec<Result<Vec<u8>, ()>> {
-    let mut deframer = Deframer::new();
-    let mut frames = Vec::new();
-    for byte in bytes {
-        match deframer.push(*byte) {
-            Framed::Incomplete => {}
-            Framed::Message(message) => frames.push(Ok(message.to_vec())),
-            Framed::Bad => frames.push(Err(())),
-        }
-    }
-    frames
-}
-
-fn frame(id: u8, message: &impl serde::Serialize) -> Vec<u8> {
-    let (mut scratch, mut frame) = ([0; link::MAX_MESSAGE_BYTES], [0; link::MAX_FRAME_BYTES]);
-    link::encode(id, message, &mut scratch, &mut frame).unwrap().to_vec()
-}
-
-#[test]
-fn messages_come_back_from_their_frames() {
-    let data: Vec<u8> = (0..link::MAX_DATA_BYTES).map(|i| (i % 7 * (i % 3)) as u8).collect();
-    let requests = [
-        Request::Info,
-        Request::Begin { slot: 3, len: 12_345, crc: 0xdead_beef },
-        Request::Chunk { offset: 70_000, data: &data },
-        Request::Activate { slot: 1, mode: Mode::Merged },
-        Request::Generate { prompt: "Once upon", max_tokens: 20, temperature: 0.5, seed: 1 },
-    ];
-    let mut wire = vec![0, 0, 9, 1, 2, 3, 0];
-    for (id, request) in (0u8..).zip(&requests) {
-        wire.extend(frame(id, request));
-    }
-    let frames = framed(&wire);
-    assert_eq!(frames[0], Err(()), "garbage between frames");
-    for ((id, request), message) in (0u8..).zip(&requests).zip(&frames[1..]) {
-        assert_eq!(link::decode::<Request<'_>>(message.as_ref().unwrap()), Ok((id, *request)));
-    }
-    // A stuffed frame holds no zero but its last byte, and the chunk is the longest message.
-    assert!(frame(2, &requests[2]).iter().rev().skip(1).all(|byte| *byte != 0));
-    let refusal = Response::from(Error::RankOutOfRange { site: 3, rank: 0, max: 256 });
-    assert_eq!(refusal, Response::Error { code: ErrorCode::RankOutOfRange, expected: 256, found: 0 });
-}
-
-#[test]
-fn damaged_frames_are_refused() {
-    let whole = frame(9, &Request::Chunk { offset: 5, data: &[1, 2, 3, 0, 0, 9] });
-    let decode = |bytes: &[u8]| match framed(bytes).as_slice() {
-        [Ok(message)] => link::decode::<Request<'_>>(message).map(|_| ()).map_err(Some),
-        _ => Err(None),
-    };
-    assert_eq!(decode(&whole), Ok(()));
-    for len in 0..whole.len() - 1 {
-        let mut cut = whole[..len].to_vec();
-        cut.push(0);
-        assert!(decode(&cut).is_err(), "{len} bytes");
-    }
-    for bit in 0..(whole.len() - 1) * 8 {
-        let mut flipped = whole.clone();
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        assert!(decode(&flipped).is_err(), "bit {bit}");
-    }
-    let long = vec![1; link::MAX_FRAME_BYTES + 1].into_iter().chain([0]).collect::<Vec<u8>>();
-    assert_eq!(framed(&long), [Err(())]);
-    let mut after_long = long;
-    after_long.extend(&whole);
-    assert_eq!(framed(&after_long).len(), 2, "a long frame does not spoil the next");
-    let mut message = framed(&whole).remove(0).unwrap();
-    message[0] = 2;
-    let end = message.len() - 4;
-    let crc = crate::crc32(&message[..end]).to_le_bytes();
-    message[end..].copy_from_slice(&crc);
-    assert_eq!(link::decode::<Request<'_>>(&message), Err(Error::UnknownVersion { expected: 1, found: 2 }));
 }
 
 #[test]
@@ -486,6 +458,13 @@ fn tokenizer_merges_the_best_pair_first_and_falls_back_to_bytes() {
     assert_eq!(text, b"abc", "the leading space is dropped");
 }
 
+/// The announcement of the golden decoder adapter.
+fn begin_frame() -> Vec<u8> {
+    let file = some_adapter(&fixture::decoder()).write().unwrap();
+    let sha256: [u8; 32] = Sha256::digest(&file).into();
+    frame(1, &Request::Begin { slot: Some(3), header: &file[..HEADER_BYTES], sha256: &sha256 })
+}
+
 /// Files under `tests/golden/` are what this version writes, byte for byte. `cargo xtask golden` writes them anew; a change
 /// is reviewed as a change of the format.
 #[test]
@@ -499,8 +478,8 @@ fn golden_files_are_what_is_written() {
         ("encoder-rowmajor.rpb", encoder.write(Layout::RowMajor, 4).unwrap()),
         ("decoder.rpa", some_adapter(&decoder).write().unwrap()),
         ("encoder.rpa", some_adapter(&encoder).write().unwrap()),
-        ("begin.frame", frame(1, &Request::Begin { slot: 3, len: 12_345, crc: 0xdead_beef })),
-        ("progress.frame", frame(1, &Response::Progress { next: 4096 })),
+        ("begin.frame", begin_frame()),
+        ("progress.frame", frame(1, &Response::Progress { slot: 3, next: 4096 })),
     ];
     for (name, bytes) in bodies {
         let path = folder.join(name);
@@ -519,10 +498,10 @@ fn the_specification_shows_golden_bytes() {
     let hex =
         |bytes: &[u8]| bytes.iter().map(|byte| std::format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
     let spec = include_str!("../SPEC.md");
-    let frame = include_bytes!("../../tests/golden/begin.frame");
+    let frame = include_bytes!("../../tests/golden/progress.frame");
     assert!(spec.contains(&hex(frame)));
     let adapter = include_bytes!("../../tests/golden/decoder.rpa");
-    for line in 0..5 {
+    for line in 0..8 {
         let row = hex(&adapter[16 * line..][..16]);
         assert!(spec.contains(&row), "{row}");
     }

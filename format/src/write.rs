@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::adapter::{self, Body, HeadInfo, Method, Pooling, SelfTest};
 use crate::base::{self, ALIGN, Base, Manifest, TensorInfo};
 use crate::graph::{Op, Shape, TensorShape, ValueId};
+use crate::header::{self, Header, KeyId, ProductId};
 use crate::layout::Layout;
 use crate::plan::plan;
 use crate::tokenizer::TokenizerInfo;
@@ -405,7 +406,7 @@ pub struct AdapterData {
 }
 
 impl AdapterData {
-    /// Writes the adapter file.
+    /// Writes the adapter file, unsigned.
     ///
     /// # Errors
     /// [`Error::Malformed`] if a field cannot be encoded. What a reader would refuse is left to [`adapter::Adapter::new`].
@@ -423,8 +424,6 @@ impl AdapterData {
         });
         let body = Body {
             task: &self.task,
-            base_id: self.base_id,
-            sequence: self.sequence,
             method: Method::LoraInt8,
             alpha: self.alpha,
             sites: &sites,
@@ -436,8 +435,7 @@ impl AdapterData {
             }),
             self_test: self.self_test,
         };
-        let mut file = adapter::MAGIC.to_vec();
-        file.extend([VERSION, 0, 0, 0, 0]);
+        let mut file = vec![0; header::HEADER_BYTES];
         file.extend(postcard::to_allocvec(&body).map_err(|_| Error::Malformed { what: "adapter body" })?);
         file.resize(file.len().next_multiple_of(adapter::PAYLOAD_ALIGN), 0);
         for patch in &self.patches {
@@ -447,11 +445,21 @@ impl AdapterData {
         if let Some(head) = &self.head {
             file.extend_from_slice(bytemuck::cast_slice(&head.codes));
         }
-        let len = (file.len() + adapter::TRAILER_BYTES) as u32;
-        file[4..8].copy_from_slice(&len.to_le_bytes());
-        let crc = crate::crc32(&file);
-        file.extend(crc.to_le_bytes());
+        file.resize(file.len() + header::TRAILER_BYTES, 0);
+        header::set_header(&mut file, &self.header())?;
         Ok(file)
+    }
+
+    /// The header of the unsigned file: for no product, with the widest step limit. Signing sets them.
+    fn header(&self) -> Header {
+        Header {
+            file_bytes: 0,
+            sequence: self.sequence,
+            step_limit: header::MAX_STEP_LIMIT,
+            key_id: KeyId::UNSIGNED,
+            base_id: self.base_id,
+            product: ProductId::NONE,
+        }
     }
 
     /// The adapter in a checked file.
@@ -460,8 +468,8 @@ impl AdapterData {
         let f16s = |bytes: &[u8]| bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
         Self {
             task: body.task.into(),
-            base_id: body.base_id,
-            sequence: body.sequence,
+            base_id: adapter.header().base_id,
+            sequence: adapter.header().sequence,
             alpha: body.alpha,
             patches: adapter
                 .patches(base)

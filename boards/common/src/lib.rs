@@ -8,13 +8,28 @@
 extern crate std;
 
 pub mod app;
+pub mod flash;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+mod logger;
 pub mod nor;
+pub mod partition;
+pub mod register;
 pub mod ring;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+pub mod semihosting;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+pub mod smoke;
+pub mod stack;
+pub mod tap;
 
 use embedded_storage::nor_flash::NorFlash;
+use rankpatch_runtime::slots::Layout;
 
 pub use nor::{NorError, NorRam};
+pub use partition::{Controller, ControllerFault, FlashPartition};
+pub use register::Register;
 pub use ring::ByteRing;
+pub use stack::PaintedStack;
 
 /// The names and the parts' types of one board.
 pub trait Board {
@@ -22,6 +37,8 @@ pub trait Board {
     const NAME: &'static str;
     /// The processor core, for example `Cortex-M4`.
     const CORE: &'static str;
+    /// Outputs of a task head that there is room for at most. Each takes four bytes of the arena.
+    const HEAD_OUTPUTS: usize = 256;
     /// The byte stream to the host.
     type Link: Link;
     /// The adapter partition.
@@ -70,6 +87,11 @@ pub trait Slots: NorFlash {
 
     /// The whole partition as it is now.
     fn bytes(&self) -> &[u8];
+
+    /// How slots and journal share the partition: as many slots as leave the last one's place, or less, to the journal.
+    fn layout(&self) -> Layout {
+        flash::usual_layout(self.capacity(), self.slot_bytes(), Self::ERASE_SIZE)
+    }
 
     /// Protects slot `index` from erase and write, and gives its bytes out for good. Pinning twice gives the same bytes.
     /// `None` if there is no such slot.
