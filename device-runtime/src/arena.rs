@@ -8,6 +8,7 @@ use rankpatch_format::graph::{HeadShape, Op};
 
 use crate::attention::Scratch;
 use crate::kernels;
+use crate::merge::row_words;
 use crate::{Error, Result};
 
 /// Outputs of a task head that every arena has room for. A larger arena takes larger heads.
@@ -81,7 +82,7 @@ impl Counts {
                     counts.codes = counts.codes.max(rows.saturating_mul(stride(w.cols)));
                     // Rows go through the kernels two at a time.
                     counts.acc = counts.acc.max(rows.min(2).saturating_mul(w.rows));
-                    counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols));
+                    counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols)).max(row_words(w.cols));
                     counts.rank = counts.rank.max(w.rows.min(w.cols));
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),

@@ -12,8 +12,8 @@ use rankpatch_format::graph::{HeadShape, Op};
 
 use crate::arena::{Arena, stride};
 use crate::attention::Heads;
-use crate::linear::{Codes, Scratch, linear};
-use crate::merge::{MergedCursor, merge, merged_bytes};
+use crate::linear::{Codes, Scratch, linear, linear_wide};
+use crate::merge::{Merged, MergedCursor, MergedImage, MergedType, merge, merged_bytes};
 use crate::ops;
 use crate::pass::Pass;
 use crate::{Error, Result, kernels};
@@ -31,8 +31,13 @@ pub struct Attachment {
 /// An attached adapter.
 struct Attached<'a> {
     adapter: Adapter<'a>,
-    /// The memory that holds the merged matrices; `None` streams the factors.
-    merged: Option<&'a mut [u8]>,
+    /// Where the merged matrices are; `None` streams the factors.
+    merged: Option<MergedMemory<'a>>,
+}
+
+enum MergedMemory<'a> {
+    Ram(MergedType, &'a mut [u8]),
+    Image(MergedImage<'a>),
 }
 
 /// Rows that go into a pass.
@@ -138,15 +143,20 @@ impl<'a> Engine<'a> {
         Ok(attachment)
     }
 
-    /// Applies `adapter` merged, W' = W0 + s B A as int8 in `memory`, which has at least [`merged_bytes`] bytes and lies on
-    /// a boundary of 16. It is given back by [`Engine::detach`].
+    /// Applies `adapter` merged, W' = W0 + s B A, in `memory`, which has at least [`merged_bytes`] bytes and lies on a boundary
+    /// of 16. It is given back by [`Engine::detach`].
     ///
     /// # Errors
     /// [`Error::MergeBufferTooSmall`], [`Error::Misaligned`], and those of [`Engine::attach`]; the adapter before stays
     /// applied.
-    pub fn attach_merged(&mut self, adapter: Adapter<'a>, memory: &'a mut [u8]) -> Result<Attachment> {
+    pub fn attach_merged(
+        &mut self,
+        adapter: Adapter<'a>,
+        kind: MergedType,
+        memory: &'a mut [u8],
+    ) -> Result<Attachment> {
         self.check(&adapter)?;
-        let (expected, found) = (merged_bytes(&self.base, &adapter), memory.len());
+        let (expected, found) = (merged_bytes(&self.base, &adapter, kind), memory.len());
         if found < expected {
             return Err(Error::MergeBufferTooSmall { expected, found });
         }
@@ -154,7 +164,26 @@ impl<'a> Engine<'a> {
         if remainder != 0 {
             return Err(Error::Misaligned { expected: ALIGN, found: remainder });
         }
-        let weight_bytes_copied = merge(&self.base, &adapter, memory);
+        let weight_bytes_copied = merge(&self.base, &adapter, kind, memory);
+        self.attach_memory(adapter, MergedMemory::Ram(kind, memory), weight_bytes_copied)
+    }
+
+    /// Applies `adapter` merged, from what [`crate::merge::merge_into_flash`] wrote.
+    ///
+    /// # Errors
+    /// Those of [`Engine::attach`], and of [`MergedImage::new`] for an image of another adapter or base.
+    pub fn attach_image(&mut self, adapter: Adapter<'a>, region: &'a [u8]) -> Result<Attachment> {
+        self.check(&adapter)?;
+        let image = MergedImage::new(&self.base, &adapter, region)?;
+        self.attach_memory(adapter, MergedMemory::Image(image), 0)
+    }
+
+    fn attach_memory(
+        &mut self,
+        adapter: Adapter<'a>,
+        memory: MergedMemory<'a>,
+        weight_bytes_copied: usize,
+    ) -> Result<Attachment> {
         let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied };
         self.attached = Some(Attached { adapter, merged: Some(memory) });
         self.reset();
@@ -169,7 +198,10 @@ impl<'a> Engine<'a> {
         self.reset();
         #[cfg(feature = "defmt")]
         defmt::debug!("detached");
-        self.attached.take().and_then(|attached| attached.merged)
+        match self.attached.take()?.merged? {
+            MergedMemory::Ram(_, memory) => Some(memory),
+            MergedMemory::Image(_) => None,
+        }
     }
 
     /// Starts a new sequence: forgets keys, values and pooled features.
@@ -389,9 +421,14 @@ impl<'a> Engine<'a> {
         let head = self.attached.as_ref().and_then(|attached| attached.adapter.head().copied());
         let last = if head.is_some() { manifest.features } else { manifest.output };
         let mut patches = match &self.attached {
-            None => MergedCursor { patches: Cursor::EMPTY, memory: &[] },
+            None => MergedCursor { patches: Cursor::EMPTY, kind: MergedType::Int8, memory: &[] },
             Some(Attached { adapter, merged }) => {
-                MergedCursor { patches: adapter.cursor(), memory: merged.as_deref().unwrap_or(&[]) }
+                let (kind, memory) = match merged {
+                    None => (MergedType::Int8, &[][..]),
+                    Some(MergedMemory::Ram(kind, memory)) => (*kind, &**memory),
+                    Some(MergedMemory::Image(image)) => (image.kind, image.matrices),
+                };
+                MergedCursor { patches: adapter.cursor(), kind, memory }
             }
         };
         let merged = self.attached.as_ref().is_some_and(|attached| attached.merged.is_some());
@@ -417,7 +454,6 @@ impl<'a> Engine<'a> {
                     (None, patches.patches.take(site, w.rows, w.cols))
                 };
                 site += 1;
-                let w = merged_w.unwrap_or(w);
                 pass.quantize(input, self.arena.codes, self.arena.scales);
                 let n = pass.count(input);
                 let codes = Codes {
@@ -433,7 +469,14 @@ impl<'a> Engine<'a> {
                     z: self.arena.z,
                     v: self.arena.v,
                 };
-                linear(&w, bias, patch.as_ref(), codes, pass.value_mut(index), &mut scratch);
+                let y = pass.value_mut(index);
+                match merged_w {
+                    None => linear(&w, bias, patch.as_ref(), codes, y, &mut scratch),
+                    Some(Merged::Int8(w)) => linear(&w, bias, None, codes, y, &mut scratch),
+                    Some(Merged::Int16 { words, scales }) => {
+                        linear_wide((words, scales), w.cols, bias, codes, y, &mut scratch);
+                    }
+                }
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
                 let n_heads = usize::from(n_heads);
                 let heads = Heads {

@@ -68,6 +68,8 @@ pub enum Error {
     },
     /// No adapter is attached.
     NothingActive,
+    /// A region of flash holds no merged image of this adapter on this base, or a damaged one.
+    NotMerged,
 }
 
 /// Result with this crate's [`Error`].
@@ -112,6 +114,7 @@ impl core::fmt::Display for Error {
                 f,
                 "self-test failed: expected digest {expected:016x}, found {found:016x} (other numerics, or damaged weights?)"
             ),
+            Self::NotMerged => f.write_str("no merged image of this adapter on this base: merge it again"),
             Self::NothingActive => write!(f, "no adapter is attached"),
         }
     }
@@ -146,6 +149,7 @@ impl From<Error> for Response<'_> {
                 found: found as u32,
             },
             Error::NothingActive => refuse(ErrorCode::NothingActive, 1, 0),
+            Error::NotMerged => refuse(ErrorCode::NothingActive, 1, 0),
         }
     }
 }

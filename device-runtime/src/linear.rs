@@ -5,7 +5,9 @@ use rankpatch_format::adapter::Patch;
 use rankpatch_format::base::Matrix;
 
 use crate::kernels::float::dequantize;
+use crate::kernels::wide::{gemv16, widen};
 use crate::kernels::{self, Packed, PackedPair};
+use crate::merge::row_words;
 
 /// Buffers of the linear operator; what they hold does not outlive a call.
 pub(crate) struct Scratch<'a> {
@@ -66,6 +68,28 @@ pub(crate) fn linear(
             }
             dequantize(acc0, *scale0, w.scales, bias, y0);
         }
+    }
+}
+
+/// y = W x + b for all tokens of `x`, with 16-bit codes `[rows, words]` and their row scales; `cols` codes of a token count.
+pub(crate) fn linear_wide(
+    (words, scales): (&[u32], &[f32]),
+    cols: usize,
+    bias: &[f32],
+    x: Codes<'_>,
+    y: &mut [f32],
+    scratch: &mut Scratch<'_>,
+) {
+    let out = scales.len();
+    let (Some(acc), Some(packed)) = (scratch.acc.get_mut(..out), scratch.pack.get_mut(..row_words(cols))) else {
+        return;
+    };
+    let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
+    let tokens = x.codes.chunks_exact(x.stride.max(1)).zip(x.scales).zip(y.chunks_exact_mut(out.max(1)));
+    for ((codes, scale), y) in tokens {
+        widen(codes.get(..cols).unwrap_or(&[]), packed);
+        gemv16(words, packed, acc);
+        dequantize(acc, *scale, scales, bias, y);
     }
 }
 

@@ -13,17 +13,17 @@ use rankpatch_format::graph::Op;
 use rankpatch_format::layout::Layout;
 use rankpatch_format::write::{AdapterData, Network, Tensor};
 
-use crate::{Engine, Error, arena_bytes, arena_layout, merged_bytes};
+use crate::{Engine, Error, MergedType, arena_bytes, arena_layout, merged_bytes};
 
-fn image(network: &Network, layout: Layout, pass_rows: u32) -> Aligned {
+pub(crate) fn image(network: &Network, layout: Layout, pass_rows: u32) -> Aligned {
     Aligned::new(&network.write(layout, pass_rows).unwrap())
 }
 
-fn memory(bytes: usize) -> Aligned {
+pub(crate) fn memory(bytes: usize) -> Aligned {
     Aligned::new(&vec![0xa5; bytes])
 }
 
-fn all_sites(network: &Network, rank: impl Fn(u16) -> usize) -> Vec<(u16, usize)> {
+pub(crate) fn all_sites(network: &Network, rank: impl Fn(u16) -> usize) -> Vec<(u16, usize)> {
     (0..network.site_names.len() as u16).map(|site| (site, rank(site))).collect()
 }
 
@@ -37,7 +37,7 @@ fn features(rows: usize) -> Vec<f32> {
 }
 
 /// Digest of a run over fixed input, all rows of it for the decoder.
-fn run(engine: &mut Engine<'_>) -> u64 {
+pub(crate) fn run(engine: &mut Engine<'_>) -> u64 {
     let mut digest = Digest::default();
     engine.reset();
     if engine.base().vocab_size() > 0 {
@@ -73,12 +73,12 @@ fn layouts_and_pass_sizes_have_the_same_bits() {
                 let base = Base::new(image.bytes()).unwrap();
                 let adapter = Adapter::new(&file, &base).unwrap();
                 let mut arena = memory(arena_bytes(&base, 24));
-                let mut merge = memory(merged_bytes(&base, &adapter));
+                let mut merge = memory(merged_bytes(&base, &adapter, MergedType::Int8));
                 let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
                 let plain = run(&mut engine);
                 engine.attach(adapter).unwrap();
                 let streamed = run(&mut engine);
-                engine.attach_merged(adapter, merge.bytes_mut()).unwrap();
+                engine.attach_merged(adapter, MergedType::Int8, merge.bytes_mut()).unwrap();
                 let merged = run(&mut engine);
                 seen.push([plain, streamed, merged]);
             }
@@ -104,7 +104,7 @@ fn a_thousand_switches_leave_the_base_bit_identical() {
             .collect();
         let adapters: Vec<Adapter<'_>> =
             files.iter().map(|file| Adapter::new(file, &base).unwrap()).collect();
-        let room = adapters.iter().map(|adapter| merged_bytes(&base, adapter)).max().unwrap();
+        let room = adapters.iter().map(|adapter| merged_bytes(&base, adapter, MergedType::Int8)).max().unwrap();
         let mut merge = memory(room);
         let mut arena = memory(arena_bytes(&base, 24));
         let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
@@ -121,7 +121,7 @@ fn a_thousand_switches_leave_the_base_bit_identical() {
             };
             let merged = random.next_u32().is_multiple_of(4);
             if merged {
-                engine.attach_merged(*adapter, free.take().unwrap()).unwrap();
+                engine.attach_merged(*adapter, MergedType::Int8, free.take().unwrap()).unwrap();
             } else {
                 engine.attach(*adapter).unwrap();
             }
@@ -146,12 +146,12 @@ fn streamed_and_merged_follow_the_definition() {
     let sites = all_sites(&network, |site| 2 + usize::from(site) % 7);
     let file = fixture::adapter(&network, &sites, None, 0.3, 8).write().unwrap();
     let adapter = Adapter::new(&file, &base).unwrap();
-    let (mut arena, mut merge) = (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter)));
+    let (mut arena, mut merge) = (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter, MergedType::Int8)));
     let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
     let mut outputs = Vec::new();
     engine.attach(adapter).unwrap();
     outputs.push(engine.run_tokens(&tokens()).unwrap().to_vec());
-    engine.attach_merged(adapter, merge.bytes_mut()).unwrap();
+    engine.attach_merged(adapter, MergedType::Int8, merge.bytes_mut()).unwrap();
     outputs.push(engine.run_tokens(&tokens()).unwrap().to_vec());
     engine.detach();
     outputs.push(engine.run_tokens(&tokens()).unwrap().to_vec());
@@ -227,13 +227,13 @@ fn self_tests_pass_only_with_the_right_numbers() {
             let file = sealed(&data, &base);
             let adapter = Adapter::new(&file, &base).unwrap();
             let (mut arena, mut merge) =
-                (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter)));
+                (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter, MergedType::Int8)));
             let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
             assert_eq!(engine.self_test(), Err(Error::NothingActive));
             engine.attach(adapter).unwrap();
             assert_eq!(engine.self_test(), Ok(adapter.body().self_test.digest));
             // A merged adapter is tested streamed, and stays merged.
-            engine.attach_merged(adapter, merge.bytes_mut()).unwrap();
+            engine.attach_merged(adapter, MergedType::Int8, merge.bytes_mut()).unwrap();
             let merged = run(&mut engine);
             assert_eq!(engine.self_test(), Ok(adapter.body().self_test.digest));
             assert!(engine.merged());
@@ -289,8 +289,8 @@ fn refusals_change_nothing() {
         Err(rankpatch_format::Error::WrongBase { expected, found }) if expected == base.id() && found == other_base.id()
     ));
     let mut arena = memory(arena_bytes(&base, 24));
-    let mut merge = memory(merged_bytes(&base, &adapter));
-    let mut small = memory(merged_bytes(&base, &adapter) - 1);
+    let mut merge = memory(merged_bytes(&base, &adapter, MergedType::Int8));
+    let mut small = memory(merged_bytes(&base, &adapter, MergedType::Int8) - 1);
     let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
     engine.attach(adapter).unwrap();
     let expected = run(&mut engine);
@@ -299,14 +299,14 @@ fn refusals_change_nothing() {
     let large = Adapter::new(&large_file, &base).unwrap();
     assert_eq!(engine.attach(large), Err(Error::HeadTooLarge { expected: 64, found: 65 }));
     assert!(matches!(
-        engine.attach_merged(adapter, small.bytes_mut()),
+        engine.attach_merged(adapter, MergedType::Int8, small.bytes_mut()),
         Err(Error::MergeBufferTooSmall { expected, found }) if expected == found + 1
     ));
     assert_eq!(
-        engine.attach_merged(adapter, &mut merge.bytes_mut()[4..]).err(),
+        engine.attach_merged(adapter, MergedType::Int8, &mut merge.bytes_mut()[4..]).err(),
         Some(Error::MergeBufferTooSmall {
-            expected: merged_bytes(&base, &adapter),
-            found: merged_bytes(&base, &adapter) - 4
+            expected: merged_bytes(&base, &adapter, MergedType::Int8),
+            found: merged_bytes(&base, &adapter, MergedType::Int8) - 4
         })
     );
     assert_eq!(engine.run_tokens(&[300]).err(), Some(Error::UnknownToken { expected: 270, found: 300 }));

@@ -304,6 +304,11 @@ impl<'a> Adapter<'a> {
         self.file_bytes
     }
 
+    /// The payload: A and B of each patched site in order, then the head's codes.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
     /// Bytes of the payload: r (in + out) per site, and the codes of the head.
     pub fn payload_bytes(&self) -> usize {
         self.payload.len()

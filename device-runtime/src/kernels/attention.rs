@@ -2,6 +2,7 @@
 //! kernels they have one result, bit for bit, on every core; [`portable`] computes it.
 
 pub(super) mod portable;
+pub(super) use portable::dual_mul_add;
 #[cfg(test)]
 mod tests;
 

@@ -50,6 +50,7 @@ mod pack;
 pub(super) mod quantize;
 mod row_major;
 mod up;
+pub(super) mod wide;
 
 use core::mem::MaybeUninit;
 

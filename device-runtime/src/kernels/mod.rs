@@ -21,6 +21,7 @@ mod quantize;
 )]
 mod reference;
 pub mod sweep;
+pub mod wide;
 #[cfg(test)]
 mod tests;
 

@@ -7,7 +7,7 @@ use rankpatch_format::header::Header;
 use rankpatch_format::link::{Active, ErrorCode, Mode, Response};
 use rankpatch_runtime::receiver::slot_refusal;
 use rankpatch_runtime::slots::{Activation, FILE_OFFSET};
-use rankpatch_runtime::{Attachment, merged_bytes, trust};
+use rankpatch_runtime::{Attachment, MergedType, merged_bytes, trust};
 
 use super::{App, Refusal, info, mode_of, refuse};
 use crate::{Board, Counter, Slots};
@@ -87,7 +87,7 @@ impl<B: Board> App<B> {
     /// Whether `adapter` can be applied in this mode. Nothing can fail after that but the self-test.
     fn check(&self, adapter: &Adapter<'_>, mode: Mode) -> Result<(), Refusal> {
         self.engine.check(adapter)?;
-        let (expected, found) = (merged_bytes(&self.base, adapter), self.merge_bytes);
+        let (expected, found) = (merged_bytes(&self.base, adapter, MergedType::Int8), self.merge_bytes);
         if mode == Mode::Merged && found < expected {
             return Err(refuse(ErrorCode::MergeBufferTooSmall, expected, found));
         }
@@ -99,7 +99,7 @@ impl<B: Board> App<B> {
         match mode {
             Mode::Streamed => self.engine.attach(adapter),
             // `check` has made sure that the memory suffices, so it is not lost in a refusal.
-            Mode::Merged => self.engine.attach_merged(adapter, self.merge.take().unwrap_or_default()),
+            Mode::Merged => self.engine.attach_merged(adapter, MergedType::Int8, self.merge.take().unwrap_or_default()),
         }
     }
 

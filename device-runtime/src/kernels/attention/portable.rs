@@ -64,7 +64,7 @@ pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
 
 /// `sum` plus the products of the halves of two words as signed 16-bit numbers; wraps.
 #[inline]
-fn dual_mul_add(x: u32, y: u32, sum: i32) -> i32 {
+pub(crate) fn dual_mul_add(x: u32, y: u32, sum: i32) -> i32 {
     let low = i32::from(x as i16).wrapping_mul(i32::from(y as i16));
     let high = (x.cast_signed() >> 16).wrapping_mul(y.cast_signed() >> 16);
     sum.wrapping_add(low).wrapping_add(high)
