@@ -357,7 +357,7 @@ fn text_nats(engine: &mut Engine<'_>, tokens: &[u16]) -> Result<f64> {
 }
 
 /// Zeroed memory for `bytes` bytes, aligned as arenas are.
-fn words(bytes: usize) -> Vec<u128> {
+pub(crate) fn words(bytes: usize) -> Vec<u128> {
     const { assert!(align_of::<u128>() >= ALIGN) };
     vec![0; bytes.div_ceil(size_of::<u128>())]
 }

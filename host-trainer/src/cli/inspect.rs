@@ -2,6 +2,7 @@
 
 mod adapter;
 mod base;
+mod memory;
 
 pub(super) use adapter::payload_bytes;
 
@@ -22,6 +23,13 @@ pub(super) struct Args {
     /// The adapter's base: shows names and shapes, checks that they fit, runs the self-test
     #[arg(long, value_name = "BASE.rpb")]
     base: Option<PathBuf>,
+    /// Prints where every byte of RAM goes; for an adapter with its base also what applying it costs, and what merging
+    /// loses
+    #[arg(long)]
+    memory: bool,
+    /// Rows of the sequence for --memory [default: the longest]
+    #[arg(long, value_name = "ROWS", requires = "memory")]
+    context: Option<usize>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -37,12 +45,23 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
             ));
         }
         let image = Image::new(&bytes);
+        if args.memory {
+            let report = memory::report(&args.file, &image.base().at(&args.file)?, None, args.context)?;
+            return console.print(args.format, &report, memory::text);
+        }
         let report = base::report(&args.file, &image, &image.base().at(&args.file)?);
         console.print(args.format, &report, base::text)?;
         return report.identity.check(&args.file);
     }
     if magic == Some(&rankpatch_format::adapter::MAGIC) {
         let base = args.base.as_ref().map(|path| Image::read(path)).transpose()?;
+        if args.memory {
+            let image = base.ok_or_else(|| Failure::usage("--memory of an adapter needs its base: give --base"))?;
+            let base = image.base()?;
+            let adapter = rankpatch_format::adapter::Adapter::new(&bytes, &base).at(&args.file)?;
+            let report = memory::report(&args.file, &base, Some(&adapter), args.context)?;
+            return console.print(args.format, &report, memory::text);
+        }
         let report = adapter::report(&args.file, bytes, base)?;
         console.print(args.format, &report, adapter::text)?;
         return report.check(&args.file);
