@@ -39,6 +39,9 @@ pub trait Board {
     const CORE: &'static str;
     /// Outputs of a task head that there is room for at most. Each takes four bytes of the arena.
     const HEAD_OUTPUTS: usize = 256;
+    /// Longest sequence that the engine keeps, if the base takes longer ones. Keys and values of each row take their part of
+    /// the arena.
+    const CONTEXT: usize = usize::MAX;
     /// The byte stream to the host.
     type Link: Link;
     /// The adapter partition.

@@ -53,9 +53,11 @@ impl TickCounter {
         PRESCALER.write(0);
         CLEAR.write(1);
         CC_0.write(0);
+        START.write(1);
+        // It has just been at zero, which is no wrap.
+        while low() == 0 {}
         COMPARE_0.write(0);
         INTERRUPT_SET.write(INTERRUPT_COMPARE_0);
-        START.write(1);
         // SAFETY: the handler touches one atomic; no critical section depends on this mask.
         unsafe { NVIC::unmask(Interrupt::Timer) };
         Self(())
@@ -76,8 +78,7 @@ impl Counter for TickCounter {
 pub(crate) fn now() -> u64 {
     loop {
         let wraps = WRAPS.load(Ordering::Acquire);
-        CAPTURE_1.write(1);
-        let low = CC_1.read();
+        let low = low();
         let pending = COMPARE_0.read() != 0;
         // A pending wrap belongs to `low` or not, depending on which came first: let the handler run and look again.
         if wraps == WRAPS.load(Ordering::Acquire) && !pending {
@@ -87,6 +88,12 @@ pub(crate) fn now() -> u64 {
             cortex_m::interrupt::free(|_| on_wrap());
         }
     }
+}
+
+/// The timer's own bits.
+fn low() -> u32 {
+    CAPTURE_1.write(1);
+    CC_1.read()
 }
 
 /// The interrupt handler; also called by [`now`] where interrupts are masked.

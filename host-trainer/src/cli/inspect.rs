@@ -4,7 +4,7 @@ mod adapter;
 mod base;
 mod memory;
 
-pub(super) use adapter::payload_bytes;
+pub(crate) use adapter::payload_bytes;
 
 use std::path::{Path, PathBuf};
 
