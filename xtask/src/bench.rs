@@ -216,14 +216,16 @@ fn print_kernels(records: &[Record]) {
         };
         row(title, cores.iter().map(cell).collect());
     }
-    let share = |core: &&str| {
-        let count = |title| find(core, title).map(|record| record.instructions as f64);
-        let share = count("streamed 256x256 rank 8")
-            .zip(count("gemv 256x256"))
-            .map(|(streamed, gemv)| 100.0 * streamed / gemv);
-        share.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.1} %"))
-    };
-    row("streamed rank 8 / gemv", cores.iter().map(share).collect());
+    for what in ["products", "streamed"] {
+        let share = |core: &&str| {
+            let count = |title: &str| find(core, title).map(|record| record.instructions as f64);
+            let share = count(&format!("{what} 256x256 rank 8"))
+                .zip(count("gemv 256x256"))
+                .map(|(part, gemv)| 100.0 * part / gemv);
+            share.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.1} %"))
+        };
+        row(&format!("{what} rank 8 / gemv"), cores.iter().map(share).collect());
+    }
 }
 
 fn print_networks(records: &[Record]) {
