@@ -35,10 +35,7 @@ macro_rules! four_starts {
             "add r5, r3, r8\n",
             "add r7, r5, r8\n",
             "mov r9, r10\n",
-            "movs r0, #0\n",
-            "movs r2, #0\n",
-            "movs r4, #0\n",
-            "movs r6, #0\n",
+            "ldm sp, {{r0, r2, r4, r6}}\n",
         )
     };
 }
@@ -71,6 +68,8 @@ unsafe extern "C" fn four_rows(w: *const i8, x: *const i8, k: usize, groups: usi
     helium_asm!(
         "push {{r4-r11, lr}}",
         "ldr r11, [sp, #36]",
+        "vmov.i32 q0, #0",
+        "vpush {{d0-d1}}", // what sums begin with
         "mov r12, r3",
         "mov r10, r1",
         "mov r8, r2",
@@ -87,6 +86,7 @@ unsafe extern "C" fn four_rows(w: *const i8, x: *const i8, k: usize, groups: usi
         "stm r11!, {{r0, r2, r4, r6}}",
         "subs r12, #1",
         "bne 2b",
+        "add sp, #16",
         "pop {{r4-r11, pc}}",
         "4:",
         four_starts!("r7"),
@@ -101,6 +101,7 @@ unsafe extern "C" fn four_rows(w: *const i8, x: *const i8, k: usize, groups: usi
         "add r7, r7, r8",
         "subs r12, #1",
         "bne 4b",
+        "add sp, #16",
         "pop {{r4-r11, pc}}",
     )
 }

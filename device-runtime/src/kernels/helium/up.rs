@@ -64,7 +64,7 @@ type Kernel =
     unsafe extern "C" fn(v: *const i16, b: *const i8, rows: usize, acc: *mut i32, multiplier: i32, r: usize);
 
 /// The loops of a rank whose code for four rows, with sums in r0, r2, r4, r6 or in r8, r10, r12, lr, is `$low` and `$high`, and whose
-/// vectors `$load` loads. r1: b; r3: acc; r5: the end of 64 bytes for sums; r7: v; r9: multiplier; r11: turns left.
+/// vectors `$load` loads. Sums pass through the stack. r1: b; r3: acc; r7: v; r9: multiplier; r11: turns left.
 macro_rules! up {
     ($(#[$doc:meta])* $name:ident, $load:literal, $low:expr, $high:expr) => {
         $(#[$doc])*
@@ -84,8 +84,6 @@ macro_rules! up {
                 "push {{r2, r4-r11, lr}}", // the rows at 0
                 "ldr r9, [sp, #40]",
                 "vpush {{d8-d15}}",
-                "mov r5, sp",
-                "sub sp, #64",
                 "mov r7, r0",
                 "lsrs r11, r2, #5",
                 $load,
@@ -95,11 +93,11 @@ macro_rules! up {
                     2,
                     $low,
                     $high,
-                    "stmdb r5!, {{r0, r2, r4, r6, r8, r10, r12, lr}}",
+                    "push {{r0, r2, r4, r6, r8, r10, r12, lr}}",
                     $low,
                     $high,
-                    "stmdb r5!, {{r0, r2, r4, r6, r8, r10, r12, lr}}",
-                    "vldmia r5!, {{d8-d15}}",
+                    "push {{r0, r2, r4, r6, r8, r10, r12, lr}}",
+                    "vpop {{d8-d15}}",
                     "vldmia r3, {{d0-d7}}",
                     "vqrdmlah.s32 q0, q6, r9",
                     "vqrdmlah.s32 q1, q7, r9",
@@ -111,20 +109,19 @@ macro_rules! up {
                 "subs r11, #1",
                 "bne 2b",
                 "4:",
-                "ldr r11, [r5, #64]", // the rows
+                "ldr r11, [sp, #64]", // the rows
                 "ands r11, r11, #28",
                 "beq 6f",
                 "5:",
                 $low,
-                "stmdb r5!, {{r0, r2, r4, r6}}",
-                "vldrw.u32 q4, [r5], #16",
+                "push {{r0, r2, r4, r6}}",
+                "vpop {{d8-d9}}",
                 "vldrw.u32 q5, [r3]",
                 "vqrdmlah.s32 q5, q4, r9",
                 "vstrw.32 q5, [r3], #16",
                 "subs r11, #4",
                 "bne 5b",
                 "6:",
-                "add sp, #64",
                 "vpop {{d8-d15}}",
                 "pop {{r2, r4-r11, pc}}",
             )
