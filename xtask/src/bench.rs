@@ -1,22 +1,22 @@
-//! Counts instructions on the emulated device: kernels alone, and whole networks over the link. QEMU counts instructions;
-//! they are not cycles.
+//! Counts instructions on the emulated cores: kernels alone on all of them, whole networks over the link of the boards.
+//! QEMU counts instructions; they are not cycles.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xtask::board::Board;
-use xtask::firmware;
+use xtask::machine::Machine;
 use xtask::qemu::{Options, Qemu};
-use xtask::workspace_root;
+use xtask::{firmware, output_folder, workspace_root};
 
 use crate::demo::{Tool, text};
+use crate::snapshot::{Measured, Mode, Snapshot};
 
-const BOARD: &str = "qemu-mps2-an386";
-/// Ticks of the board's clock and instructions for them, exact with `-icount shift=7`: 3.2 ticks each.
-const TICKS: u64 = 16;
-const INSTRUCTIONS: u64 = 5;
+/// How long the bench program may take; it takes seconds.
+const TIMEOUT: Duration = Duration::from_mins(5);
 /// Tokens of the story that is counted.
 const STORY_TOKENS: u64 = 200;
 /// Parameters of stories260K, its tied classifier counted once.
@@ -25,122 +25,235 @@ const STORY_PARAMETERS: u64 = 260_032;
 /// q k^T and p v.
 const KWT_MACS: u64 = 12 * (99 * (4 * 64 * 64 + 2 * 64 * 256) + 2 * 99 * 99 * 64) + 98 * 40 * 64 + 64 * 12;
 
-/// Prints a table or a JSON array and writes `target/bench/device.json`.
-pub(crate) fn run(json: bool) -> Result<()> {
-    let board = Board::find(BOARD)?;
-    let mut records = kernels(&board)?;
-    records.extend(networks(&board)?);
-    let folder = workspace_root().join("target/bench");
-    fs::create_dir_all(&folder)?;
-    let text = serde_json::to_string_pretty(&records)?;
-    fs::write(folder.join("device.json"), format!("{text}\n"))?;
-    if json {
-        println!("{text}");
-    } else {
-        print_table(&records);
+/// One count.
+struct Record {
+    core: String,
+    bench: String,
+    /// Rows and columns of the matrix; for a network, of its input.
+    shape: [u64; 2],
+    rank: u64,
+    tokens: u64,
+    instructions: u64,
+    macs: u64,
+}
+
+impl Record {
+    /// What is counted, without where.
+    fn title(&self) -> String {
+        let Self { bench, shape: [rows, cols], rank, tokens, .. } = self;
+        let rank = match rank {
+            // The shape says it already.
+            0 => String::new(),
+            rank if rank == rows || rank == cols => String::new(),
+            rank => format!(" rank {rank}"),
+        };
+        let tokens = if *tokens == 1 { String::new() } else { format!(", {tokens} rows") };
+        format!("{bench} {rows}x{cols}{rank}{tokens}")
+    }
+
+    fn per_mac(&self) -> f64 {
+        self.instructions as f64 / self.macs.max(1) as f64
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "core": self.core, "bench": self.bench, "shape": self.shape, "rank": self.rank,
+            "tokens": self.tokens, "instructions": self.instructions, "macs": self.macs,
+        })
+    }
+}
+
+/// Counts everything and writes `target/bench/device.json`.
+pub(crate) fn run(mode: Mode) -> Result<()> {
+    let (kernels, networks) = (kernels()?, networks()?);
+    let all = || kernels.iter().chain(&networks);
+    let json: Vec<Value> = all().map(Record::json).collect();
+    let json = serde_json::to_string_pretty(&json)?;
+    fs::write(output_folder("bench")?.join("device.json"), format!("{json}\n"))?;
+    match mode {
+        Mode::Json => println!("{json}"),
+        Mode::Table => {
+            print_kernels(&kernels);
+            print_networks(&networks);
+        }
+        Mode::Bless => println!("{}", snapshot().bless(&measured(all()))?.display()),
     }
     Ok(())
 }
 
-fn options(images: Vec<(std::path::PathBuf, u64)>) -> Options {
-    Options { count_instructions: true, images, ..Options::default() }
+/// Counts everything and compares it with the committed snapshot.
+pub(crate) fn check() -> Result<()> {
+    let (kernels, networks) = (kernels()?, networks()?);
+    snapshot().check(&measured(kernels.iter().chain(&networks)))
 }
 
-/// The lines of the bench program.
-fn kernels(board: &Board) -> Result<Vec<Value>> {
-    let elf = firmware::build(board, "bench")?;
-    let qemu = Qemu::boot(board, &elf, &options(Vec::new()))?;
-    // Any byte starts it.
-    std::io::Write::write_all(&mut qemu.connect(Duration::from_secs(10))?, b"s")?;
-    qemu.log().wait_for("bench done", Duration::from_mins(5))?;
-    let lines = qemu.log().lines();
-    let records: Vec<Value> = lines.iter().filter_map(|line| record(board, &line.text)).collect();
-    ensure!(!records.is_empty(), "expected counts in the log of the bench program, found none");
-    Ok(records)
+fn snapshot() -> Snapshot {
+    Snapshot { file: "tests/golden/bench.json", command: "cargo xtask bench --bless" }
 }
 
-/// A line `bench NAME ROWS COLS RANK TOKENS INSTRUCTIONS MACS`.
-fn record(board: &Board, line: &str) -> Option<Value> {
-    let mut words = line.strip_prefix("bench ")?.split(' ');
-    let name = words.next()?;
-    let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
-    let [rows, cols, rank, tokens, instructions, macs] = numbers[..] else { return None };
-    Some(json!({
-        "board": board.name, "core": board.core, "bench": name, "shape": [rows, cols], "rank": rank,
-        "tokens": tokens, "instructions": instructions, "macs": macs,
-    }))
+fn measured<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<Measured> {
+    records
+        .map(|record| Measured::new(format!("{}: {}", record.core, record.title()), record.instructions))
+        .collect()
 }
 
-/// Both bases whole, and attaching, through the firmware and its link.
-fn networks(board: &Board) -> Result<Vec<Value>> {
-    let tool = Tool::build()?;
-    let elf = firmware::build(board, "firmware")?;
-    let folder = workspace_root().join("target/bench");
-    fs::create_dir_all(&folder)?;
+/// The lines of the bench program on every core. It ends with an error if a kernel differs from plain loops there.
+fn kernels() -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    let mut push = |bench: &str, shape: [u64; 2], ticks: &Value, macs: u64| -> Result<()> {
-        let ticks = ticks.as_u64().context("expected ticks in the device's answer")?;
-        records.push(json!({
-            "board": board.name, "core": board.core, "bench": bench, "shape": shape, "rank": 0, "tokens": shape[0],
-            "instructions": ticks * INSTRUCTIONS / TICKS, "macs": macs,
-        }));
-        Ok(())
-    };
-    for (model, name) in [("stories260k", "stories260K"), ("kwt1", "KWT-1")] {
-        let base = folder.join(format!("{model}.rpb"));
-        let from = format!("tests/data/bases/{model}");
-        tool.json(&["base", "build", "--from", &from, "--target", "cortex-m4", "-o", text(&base)?])?;
-        let qemu = Qemu::boot(board, &elf, &options(vec![(base, board.base.origin)]))?;
-        let port = format!("tcp:{}", qemu.link_address());
-        let ask = |arguments: &[&str]| {
-            tool.json(&[&["device", "--port", &port, "--timeout", "300"], arguments].concat())
-        };
-        if model == "stories260k" {
-            let tokens = STORY_TOKENS.to_string();
-            let said = ask(&["generate", "--prompt", "", "--max-tokens", &tokens])?;
-            let found = said["ids"].as_array().map_or(0, Vec::len) as u64;
-            ensure!(found == STORY_TOKENS, "expected {STORY_TOKENS} tokens, found {found}");
-            push(
-                &format!("{name} greedy"),
-                [STORY_TOKENS, 1],
-                &said["ticks"],
-                STORY_TOKENS * STORY_PARAMETERS,
-            )?;
-            // Attaching copies nothing: its cost does not even depend on the number of sites, here 35.
-            let pushed = ask(&["push", "tests/data/adapters/names.rpa"])?;
-            let activated = ask(&["activate", &pushed["slot"].to_string()])?;
-            let sites = activated["n_patches"].as_u64().context("expected the number of sites")?;
-            push("attach", [sites, 1], &activated["ticks"], 0)?;
-        } else {
-            let clip = workspace_root().join("tests/data/kwt1-golden/clips.safetensors");
-            let ran = ask(&["run", "--features", text(&clip)?])?;
-            push(&format!("{name} clip"), [98, 40], &ran["ticks"], KWT_MACS)?;
-        }
-        qemu.stop();
+    for machine in Machine::all()? {
+        let elf = firmware::build_bench(&machine)?;
+        let written = machine.run(&elf, TIMEOUT)?;
+        let found = written.lines().filter_map(|line| record(&machine.core, line));
+        let before = records.len();
+        records.extend(found);
+        ensure!(records.len() > before, "expected counts of {}, found none in\n{written}", machine.core);
     }
     Ok(records)
 }
 
-fn print_table(records: &[Value]) {
-    println!(
-        "{:<16} {:<10} {:<18} {:>9} {:>4} {:>6} {:>12} {:>11}  instructions/MAC",
-        "board", "core", "bench", "shape", "rank", "tokens", "instructions", "MACs"
-    );
+/// A line `bench NAME ROWS COLS RANK TOKENS INSTRUCTIONS MACS`.
+fn record(core: &str, line: &str) -> Option<Record> {
+    let mut words = line.strip_prefix("bench ")?.split(' ');
+    let bench = words.next()?.to_owned();
+    let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+    let [rows, cols, rank, tokens, instructions, macs] = numbers[..] else { return None };
+    Some(Record { core: core.to_owned(), bench, shape: [rows, cols], rank, tokens, instructions, macs })
+}
+
+/// Both bases whole, and attaching, through the firmware and its link.
+fn networks() -> Result<Vec<Record>> {
+    let tool = Tool::build()?;
+    let mut records = Vec::new();
+    for board in Board::all()? {
+        stories(&tool, &board, &mut records)?;
+        clip(&tool, &board, &mut records)?;
+    }
+    Ok(records)
+}
+
+/// A network's record.
+fn network(board: &Board, bench: &str, shape: [u64; 2], ticks: &Value, macs: u64) -> Result<Record> {
+    let ticks = ticks.as_u64().context("expected ticks in the device's answer")?;
+    Ok(Record {
+        core: board.core.clone(),
+        bench: bench.to_owned(),
+        shape,
+        rank: 0,
+        tokens: 1,
+        instructions: board.instructions(ticks),
+        macs,
+    })
+}
+
+/// The firmware with a carried model in its base partition.
+fn boot(tool: &Tool, board: &Board, model: &str) -> Result<Qemu> {
+    let elf = firmware::build(board, "firmware")?;
+    let target = board.base_target();
+    let base: PathBuf = output_folder("bench")?.join(format!("{model}-{target}.rpb"));
+    let from = format!("tests/data/bases/{model}");
+    tool.json(&["base", "build", "--from", &from, "--target", &target, "-o", text(&base)?])?;
+    let images = vec![(base, board.base.origin)];
+    Qemu::boot(board, &elf, &Options { count_instructions: true, images, ..Options::default() })
+}
+
+fn ask(tool: &Tool, qemu: &Qemu, arguments: &[&str]) -> Result<Value> {
+    let port = format!("tcp:{}", qemu.link_address());
+    tool.json(&[&["device", "--port", &port, "--timeout", "300"], arguments].concat())
+}
+
+fn stories(tool: &Tool, board: &Board, records: &mut Vec<Record>) -> Result<()> {
+    let qemu = boot(tool, board, "stories260k")?;
+    let tokens = STORY_TOKENS.to_string();
+    let said = ask(tool, &qemu, &["generate", "--prompt", "", "--max-tokens", &tokens])?;
+    let found = said["ids"].as_array().map_or(0, Vec::len) as u64;
+    ensure!(found == STORY_TOKENS, "expected {STORY_TOKENS} tokens, found {found}");
+    let work = STORY_TOKENS * STORY_PARAMETERS;
+    records.push(network(board, "stories260K greedy", [STORY_TOKENS, 1], &said["ticks"], work)?);
+    // Attaching copies nothing: its cost does not even depend on the number of sites, here 35.
+    let pushed = ask(tool, &qemu, &["push", "tests/data/adapters/names.rpa"])?;
+    let activated = ask(tool, &qemu, &["activate", &pushed["slot"].to_string()])?;
+    let sites = activated["n_patches"].as_u64().context("expected the number of sites")?;
+    records.push(network(board, "attach", [sites, 1], &activated["ticks"], 0)?);
+    qemu.stop();
+    Ok(())
+}
+
+fn clip(tool: &Tool, board: &Board, records: &mut Vec<Record>) -> Result<()> {
+    let qemu = boot(tool, board, "kwt1")?;
+    let clip = workspace_root().join("tests/data/kwt1-golden/clips.safetensors");
+    let ran = ask(tool, &qemu, &["run", "--features", text(&clip)?])?;
+    records.push(network(board, "KWT-1 clip", [98, 40], &ran["ticks"], KWT_MACS)?);
+    qemu.stop();
+    Ok(())
+}
+
+/// One row a kernel, one column a core: instructions per MAC, or instructions where nothing is multiplied.
+fn print_kernels(records: &[Record]) {
+    let mut cores: Vec<&str> = Vec::new();
+    let mut titles: Vec<String> = Vec::new();
     for record in records {
-        let word = |key: &str| record[key].as_str().unwrap_or("").to_owned();
-        let number = |key: &str| record[key].as_u64().unwrap_or(0);
-        let shape = format!("{}x{}", record["shape"][0], record["shape"][1]);
+        if !cores.contains(&record.core.as_str()) {
+            cores.push(&record.core);
+        }
+        if !titles.contains(&record.title()) {
+            titles.push(record.title());
+        }
+    }
+    let find = |core: &str, title: &str| {
+        records.iter().find(|record| record.core == core && record.title() == title)
+    };
+    let row = |title: &str, cells: Vec<String>| {
+        let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:>11}")).collect();
+        println!("{title:<28}{}", cells.concat());
+    };
+    println!("instructions per MAC; without MACs, instructions");
+    row("", cores.iter().map(|core| (*core).to_owned()).collect());
+    for title in &titles {
+        let cell = |core: &&str| match find(core, title) {
+            None => "-".to_owned(),
+            Some(record) if record.macs == 0 => record.instructions.to_string(),
+            Some(record) => format!("{:.3}", record.per_mac()),
+        };
+        row(title, cores.iter().map(cell).collect());
+    }
+    for what in ["products", "streamed"] {
+        let share = |core: &&str| {
+            let count = |title: &str| find(core, title).map(|record| record.instructions as f64);
+            let share = count(&format!("{what} 256x256 rank 8"))
+                .zip(count("gemv 256x256"))
+                .map(|(part, gemv)| 100.0 * part / gemv);
+            share.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.1} %"))
+        };
+        row(&format!("{what} rank 8 / gemv"), cores.iter().map(share).collect());
+    }
+}
+
+fn print_networks(records: &[Record]) {
+    println!("\n{:<12} {:<28} {:>13} {:>12}  instructions/MAC", "core", "network", "instructions", "MACs");
+    for record in records {
+        let per_mac = if record.macs == 0 { "-".to_owned() } else { format!("{:.3}", record.per_mac()) };
         println!(
-            "{:<16} {:<10} {:<18} {:>9} {:>4} {:>6} {:>12} {:>11}  {:.3}",
-            word("board"),
-            word("core"),
-            word("bench"),
-            shape,
-            number("rank"),
-            number("tokens"),
-            number("instructions"),
-            number("macs"),
-            number("instructions") as f64 / number("macs").max(1) as f64
+            "{:<12} {:<28} {:>13} {:>12}  {per_mac}",
+            record.core,
+            record.title(),
+            record.instructions,
+            record.macs
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_bench_program_become_records() {
+        let found = record("Cortex-M4", "bench up 256 8 8 1 2722 2048").unwrap();
+        assert_eq!((found.title().as_str(), found.instructions), ("up 256x8", 2722));
+        assert!((found.per_mac() - 1.329).abs() < 1e-3);
+        let found = record("Cortex-M4", "bench streamed 256 256 8 2 5596 4096").unwrap();
+        assert_eq!(found.title(), "streamed 256x256 rank 8, 2 rows");
+        assert!(record("Cortex-M4", "sweep 100 cases 0 mismatches").is_none());
+        assert!(record("Cortex-M4", "bench up 256 8 8").is_none());
     }
 }

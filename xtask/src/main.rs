@@ -6,12 +6,14 @@ mod demo;
 mod golden;
 mod setup;
 mod sizes;
+mod snapshot;
 mod test;
 mod tidy;
 
 use std::process;
 
 use anyhow::Result;
+use snapshot::Mode;
 use xtask::{ExitCode, NeedsSetup};
 
 const USAGE: &str = "\
@@ -21,10 +23,11 @@ Tasks:
   setup           installs what is missing: Rust targets (rustup) and QEMU (the system's package manager)
   test            formatting, lints, every test on the host and in QEMU; ends with the counts
   demo            trains an adapter and switches an emulated Cortex-M4 to it and back
-  bench [--json]  instruction counts of kernels and networks on the emulated cores
+  bench [--json]  instruction counts of kernels and networks on the emulated cores; with --bless instead, writes
+                  them to tests/golden/bench.json, with which `test` compares
   golden          writes the golden files of the format anew; review them as a change of the format
   tidy            the rules for source files that no compiler checks
-  sizes [--json]  flash and RAM of the firmware by section, and its peak stack
+  sizes [--json]  flash and RAM of the firmware by section, and its peak stack; --bless as for bench
 
 Exit codes: 0 success, 1 a check or a step failed, 2 wrong usage, 3 something must be installed by hand first.";
 
@@ -33,10 +36,10 @@ enum Task {
     Setup,
     Test,
     Demo,
-    Bench { json: bool },
+    Bench(Mode),
     Golden,
     Tidy,
-    Sizes { json: bool },
+    Sizes(Mode),
     Help,
 }
 
@@ -46,12 +49,10 @@ impl Task {
             ["setup"] => Self::Setup,
             ["test"] => Self::Test,
             ["demo"] => Self::Demo,
-            ["bench"] => Self::Bench { json: false },
-            ["bench", "--json"] => Self::Bench { json: true },
+            ["bench", rest @ ..] => Self::Bench(Mode::parse(rest)?),
             ["golden"] => Self::Golden,
             ["tidy"] => Self::Tidy,
-            ["sizes"] => Self::Sizes { json: false },
-            ["sizes", "--json"] => Self::Sizes { json: true },
+            ["sizes", rest @ ..] => Self::Sizes(Mode::parse(rest)?),
             ["help" | "--help" | "-h"] => Self::Help,
             _ => return None,
         })
@@ -62,10 +63,10 @@ impl Task {
             Self::Setup => setup::run().map(|()| ExitCode::Success),
             Self::Test => test::run(),
             Self::Demo => demo::run().map(|()| ExitCode::Success),
-            Self::Bench { json } => bench::run(json).map(|()| ExitCode::Success),
+            Self::Bench(mode) => bench::run(mode).map(|()| ExitCode::Success),
             Self::Golden => golden::run().map(|()| ExitCode::Success),
             Self::Tidy => tidy::run(),
-            Self::Sizes { json } => sizes::run(json).map(|()| ExitCode::Success),
+            Self::Sizes(mode) => sizes::run(mode).map(|()| ExitCode::Success),
             Self::Help => {
                 println!("{USAGE}");
                 Ok(ExitCode::Success)

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use xtask::board::Board;
+use xtask::machine::Machine;
 use xtask::{NeedsSetup, workspace_root};
 
 /// Checks everything, installs what is missing, and says what it found.
@@ -19,7 +20,9 @@ pub(crate) fn run() -> Result<()> {
             install_target(&target)?;
         }
     }
-    let mut systems: Vec<_> = Board::all()?.into_iter().map(|board| board.qemu.system).collect();
+    let boards = Board::all()?.into_iter().map(|board| board.qemu);
+    let machines = Machine::all()?.into_iter().map(|machine| machine.qemu);
+    let mut systems: Vec<_> = boards.chain(machines).map(|qemu| qemu.system).collect();
     systems.sort();
     systems.dedup();
     for system in systems {

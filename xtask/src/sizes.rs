@@ -12,25 +12,60 @@ use xtask::sections::{self, Section};
 use xtask::workspace_root;
 
 use crate::demo::{Tool, text};
+use crate::snapshot::{Measured, Mode, Snapshot};
 
 /// How long a program may take to log its peak stack.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Prints one table, or one JSON array, over all programs of all boards.
-pub(crate) fn run(json: bool) -> Result<()> {
+/// An interrupt may come at the deepest point or not.
+const STACK_SLACK: u64 = 160;
+
+/// Prints one table, or one JSON array, over all programs of all boards, or remembers their sizes.
+pub(crate) fn run(mode: Mode) -> Result<()> {
+    let reports = measure()?;
+    match mode {
+        Mode::Json => {
+            let reports: Vec<_> = reports.iter().map(Report::json).collect();
+            println!("{}", serde_json::to_string_pretty(&reports)?);
+        }
+        Mode::Table => reports.iter().for_each(Report::print),
+        Mode::Bless => println!("{}", snapshot().bless(&measured(&reports))?.display()),
+    }
+    Ok(())
+}
+
+/// Compares flash, RAM and stack of the firmware with the committed snapshot.
+pub(crate) fn check() -> Result<()> {
+    snapshot().check(&measured(&measure()?))
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot { file: "tests/golden/sizes.json", command: "cargo xtask sizes --bless" }
+}
+
+fn measure() -> Result<Vec<Report>> {
     let mut reports = Vec::new();
     for board in Board::all()? {
         for program in &board.programs {
             reports.push(Report::measure(&board, program)?);
         }
     }
-    if json {
-        let reports: Vec<_> = reports.iter().map(Report::json).collect();
-        println!("{}", serde_json::to_string_pretty(&reports)?);
-    } else {
-        reports.iter().for_each(Report::print);
-    }
-    Ok(())
+    Ok(reports)
+}
+
+/// Only the firmware's: the other programs are tests.
+fn measured(reports: &[Report]) -> Vec<Measured> {
+    let firmware = reports.iter().filter(|report| report.program == "firmware");
+    let numbers = firmware.flat_map(|report| {
+        let name = |what: &str| format!("{}: {what}", report.board);
+        let stack = report.peak_stack_bytes;
+        [
+            Some(Measured::new(name("flash bytes"), report.flash_bytes())),
+            Some(Measured::new(name("RAM bytes without stack and arena"), report.bytes_in("ram"))),
+            stack.map(|bytes| Measured::within(name("peak stack bytes"), bytes, STACK_SLACK)),
+        ]
+    });
+    numbers.flatten().collect()
 }
 
 /// The deepest stack of the firmware after it has run, taken an adapter, switched to it and back.
@@ -38,9 +73,10 @@ fn peak_stack(board: &Board, elf: &Path) -> Result<u64> {
     let tool = Tool::build()?;
     let folder = workspace_root().join("target/sizes");
     std::fs::create_dir_all(&folder)?;
-    let base = folder.join("stories260k.rpb");
+    let base = folder.join(format!("stories260k-{}.rpb", board.name));
     let model = "tests/data/bases/stories260k";
-    tool.json(&["base", "build", "--from", model, "--target", "cortex-m4", "-o", text(&base)?])?;
+    let target = board.base_target();
+    tool.json(&["base", "build", "--from", model, "--target", &target, "-o", text(&base)?])?;
     let qemu =
         Qemu::boot(board, elf, &Options { images: vec![(base, board.base.origin)], ..Options::default() })?;
     let port = format!("tcp:{}", qemu.link_address());
@@ -68,14 +104,12 @@ struct Report {
 impl Report {
     fn measure(board: &Board, program: &str) -> Result<Self> {
         let elf = firmware::build(board, program)?;
-        let peak = match program {
-            "firmware" => Some(peak_stack(board, &elf)?),
-            "bench" => None,
-            _ => {
-                let qemu = Qemu::boot(board, &elf, &Options::default())?;
-                let line = qemu.log().wait_for("peak stack ", TIMEOUT).ok();
-                line.and_then(|line| line.text.split(' ').nth(2)?.parse().ok())
-            }
+        let peak = if program == "firmware" {
+            Some(peak_stack(board, &elf)?)
+        } else {
+            let qemu = Qemu::boot(board, &elf, &Options::default())?;
+            let line = qemu.log().wait_for("peak stack ", TIMEOUT).ok();
+            line.and_then(|line| line.text.split(' ').nth(2)?.parse().ok())
         };
         Ok(Self {
             board: board.name.clone(),

@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask::board::Board;
+use xtask::machine::{self, Machine};
 use xtask::{ExitCode, cargo, firmware, workspace_root};
 
-use crate::{setup, tidy};
+use crate::{bench, setup, sizes, tidy};
 
 /// Runs every check and every test. The last line on stdout is `N passed, N failed`.
 pub(crate) fn run() -> Result<ExitCode> {
-    let boards = Board::all()?;
+    let (boards, machines) = (Board::all()?, Machine::all()?);
     let mut report = Report::default();
     report.step("setup", setup::run);
     report.step("tidy", || {
@@ -47,6 +48,25 @@ pub(crate) fn run() -> Result<ExitCode> {
             });
         }
     }
+    for machine in &machines {
+        let (name, target) = (format!("lints of the bench program for {}", machine.core), &machine.target);
+        let lints = [
+            "clippy",
+            "--locked",
+            "--target",
+            target,
+            "--package",
+            machine::PACKAGE,
+            "--features",
+            &machine.feature,
+            "--",
+            "-D",
+            "warnings",
+        ];
+        report.cargo(&name, &lints);
+    }
+    report.step("kernels on every emulated core, and instruction counts", bench::check);
+    report.step("sizes of the firmware", sizes::check);
     report.tests(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
     Ok(report.finish())
 }

@@ -79,7 +79,7 @@ fn count(f: &mut dyn FnMut()) -> u32 {
 fn report(name: &str, (rows, cols): (usize, usize), rank: usize, tokens: usize, instructions: u32) {
     let macs = match (name, rank) {
         ("quantize" | "pack" | "components", _) => 0,
-        ("streamed", rank) => rank * (rows + cols),
+        ("products" | "streamed", rank) => rank * (rows + cols),
         _ => rows * cols * tokens,
     };
     say!("bench {name} {rows} {cols} {rank} {tokens} {instructions} {macs}");
@@ -154,7 +154,7 @@ fn measure_quantize(buffers: &mut Buffers) {
 }
 
 /// What a streamed adapter adds to a site: A x of the vector that the base has prepared for itself, the codes of the
-/// components, and B z. First each alone, then all three.
+/// components, and B z. First each alone, then both products, then all three.
 fn measure_adapter(rank: usize, (out, k): (usize, usize), buffers: &mut Buffers) {
     let Buffers { x: [x0, x1], acc: [acc, _], pack, z: [z0, z1], v } = buffers;
     // 2^-10 as little-endian f16.
@@ -174,6 +174,11 @@ fn measure_adapter(rank: usize, (out, k): (usize, usize), buffers: &mut Buffers)
     report("components", (rank, 1), rank, 1, components);
     let up = count(&mut || kernels::up_add(b, rank, v, shift, acc));
     report("up", (out, rank), rank, 1, up);
+    let products = count(&mut || {
+        kernels::down_packed(a, rank, &x, z0);
+        kernels::up_add(b, rank, v, shift, acc);
+    });
+    report("products", (out, k), rank, 1, products);
     let streamed = count(&mut || {
         kernels::down_packed(a, rank, &x, z0);
         let shift = kernels::component_codes(z0, scales, v);

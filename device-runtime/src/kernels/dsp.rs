@@ -147,15 +147,24 @@ pub(super) fn gemm2(
     }
 }
 
+#[inline]
 pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
+    let k = x.len();
+    if words.blocks.is_empty() || k < 4 {
+        return down_unprepared(a, x, z);
+    }
+    if !row_major::down_at_once(a, k, words.blocks, words.even_sum, z) {
+        z.fill(-128 * words.even_sum);
+        row_major::down(a, k, columns(k, words.blocks, &words.tail), z);
+    }
+}
+
+/// [`down`] of codes that are packed here, some at a time.
+#[inline(never)]
+fn down_unprepared(a: &[i8], x: &[i8], z: &mut [i32]) {
     let k = x.len();
     if k < 4 {
         return narrow(a, x, z);
-    }
-    if !words.blocks.is_empty() {
-        z.fill(-128 * words.even_sum);
-        row_major::down(a, k, columns(k, words.blocks, &words.tail), z);
-        return;
     }
     z.fill(0);
     let mut words = [MaybeUninit::uninit(); 2 * STACK_BLOCKS];

@@ -2,8 +2,8 @@
 //! of a vector. Plain functions over slices, without state; they know nothing of graphs, adapters or files.
 //!
 //! Every function here has one result, bit for bit, on every core. `reference.rs` computes it in safe Rust and is what
-//! the host and cores without the DSP extension run, but for one loop of `thumb.rs` on Arm; with the feature `dsp` the
-//! same functions use SMLAD. [`sweep`] checks whichever is compiled. Codes lie in -127..=127: that is checked where a
+//! the host runs, and cores without vector or SMLAD instructions, but for one loop of `thumb.rs` or `riscv.rs`; with the feature
+//! `dsp` the same functions use SMLAD, with `helium` vectors. [`sweep`] checks whichever is compiled. Codes lie in -127..=127: that is checked where a
 //! base or an adapter is read. With a code of -128 the result is unspecified, but nothing panics and no memory outside
 //! the slices is touched.
 //!
@@ -16,8 +16,8 @@ pub mod float;
 mod layout;
 mod quantize;
 #[cfg_attr(
-    target_arch = "arm",
-    allow(dead_code, reason = "an Arm core has a kernel of its own for some of these")
+    target_os = "none",
+    allow(dead_code, reason = "a core may have a kernel of its own for some of these")
 )]
 mod reference;
 pub mod sweep;
@@ -44,8 +44,15 @@ use dsp as core_kernels;
 mod helium;
 #[cfg(all(target_arch = "arm", feature = "helium"))]
 use helium as core_kernels;
+#[cfg(any(
+    all(target_arch = "arm", not(any(feature = "dsp", feature = "helium"))),
+    all(target_arch = "riscv32", target_feature = "m")
+))]
+mod four_rows;
 #[cfg(not(all(target_arch = "arm", any(feature = "dsp", feature = "helium"))))]
 mod portable;
+#[cfg(all(target_arch = "riscv32", target_feature = "m"))]
+mod riscv;
 #[cfg(all(target_arch = "arm", not(any(feature = "dsp", feature = "helium"))))]
 mod thumb;
 #[cfg(not(all(target_arch = "arm", any(feature = "dsp", feature = "helium"))))]

@@ -1,13 +1,13 @@
-//! The kernels of cores without the DSP extension: [`reference`], but for one loop on Arm. Vectors need no preparation, and
+//! The kernels of cores without vector or SMLAD instructions: [`reference`], but for one loop on Arm and RISC-V. Vectors need no preparation, and
 //! where extending a sign costs nothing, two of them have nothing to share.
 
+#[cfg(any(target_arch = "arm", all(target_arch = "riscv32", target_feature = "m")))]
+use super::four_rows::row_major;
 use super::layout::Layout;
 use super::reference;
-#[cfg(not(target_arch = "arm"))]
+#[cfg(not(any(target_arch = "arm", all(target_arch = "riscv32", target_feature = "m"))))]
 use super::reference::row_major;
 pub(super) use super::reference::up_add;
-#[cfg(target_arch = "arm")]
-use super::thumb::row_major;
 pub(super) use super::unpacked::{PairWords, Words, pack, pack_pair};
 
 pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: &mut [i32]) {

@@ -1,39 +1,8 @@
-//! Row-major products for Arm cores without the DSP extension (Cortex-M0, M0+, M3): four rows at once, in assembly because
-//! the compiler runs out of registers on them.
+//! The products of four rows on Arm cores without the DSP extension (Cortex-M0, M0+, M3), in assembly because the compiler runs
+//! out of registers on them.
 #![allow(unsafe_code, reason = "a loop of naked assembly that uses every register")]
 
 use core::arch::naked_asm;
-
-use super::reference;
-
-/// `acc[o] = sum_i w[o,i] * x[i]`; `w` is `[acc.len(), x.len()]` row-major.
-pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
-    let k = x.len();
-    let Some(w) = w.get(..acc.len() * k).filter(|_| k > 0) else {
-        acc.fill(0);
-        return;
-    };
-    let (groups, last) = acc.as_chunks_mut::<4>();
-    let mut row = w.as_ptr();
-    for sums in groups {
-        let second = row.wrapping_add(k);
-        let third = second.wrapping_add(k);
-        let rows = [row, second, third, third.wrapping_add(k)];
-        // SAFETY: `w` has `acc.len()` rows of `k` codes, and `x` has `k`, which is at least 1.
-        unsafe { dot4(&rows, x.as_ptr(), k, sums) };
-        row = rows[3].wrapping_add(k);
-    }
-    if let [sum] = last {
-        *sum = reference::dot(w.get(w.len() - k..).unwrap_or(&[]), x);
-    } else if !last.is_empty() {
-        // The last row, several times over.
-        let mut sums = [0; 4];
-        let rows = [0, 1, 2, 3].map(|i: usize| row.wrapping_add(i.min(last.len() - 1) * k));
-        // SAFETY: as above.
-        unsafe { dot4(&rows, x.as_ptr(), k, &mut sums) };
-        last.iter_mut().zip(sums).for_each(|(to, from)| *to = from);
-    }
-}
 
 /// A column of four rows on Armv6-M; leaves the flags of the index.
 #[cfg(not(target_has_atomic = "32"))]
@@ -65,7 +34,7 @@ macro_rules! column6 {
 // Cores of Armv6-M have no compare-and-swap, which is how the two are told apart; nor MLA, nor loads that move a pointer.
 #[cfg(not(target_has_atomic = "32"))]
 #[unsafe(naked)]
-unsafe extern "C" fn dot4(rows: &[*const i8; 4], x: *const i8, k: usize, sums: &mut [i32; 4]) {
+pub(super) unsafe extern "C" fn dot4(rows: &[*const i8; 4], x: *const i8, k: usize, sums: &mut [i32; 4]) {
     // r0-r3: ends of the rows; r4: end of x; r5: index, up to zero; r8-r11: sums.
     naked_asm!(
         "push {{r4-r7, lr}}",
@@ -144,7 +113,7 @@ macro_rules! column7 {
 /// All pointers are good for `k` bytes, and `k` is at least 1.
 #[cfg(target_has_atomic = "32")]
 #[unsafe(naked)]
-unsafe extern "C" fn dot4(rows: &[*const i8; 4], x: *const i8, k: usize, sums: &mut [i32; 4]) {
+pub(super) unsafe extern "C" fn dot4(rows: &[*const i8; 4], x: *const i8, k: usize, sums: &mut [i32; 4]) {
     // r0-r3: rows; r4: x; r5-r8: sums; r11: turns left.
     naked_asm!(
         "push {{r3-r11, lr}}",

@@ -34,6 +34,36 @@ pub(super) fn down(a: &[i8], k: usize, columns: Columns<'_>, z: &mut [i32]) {
     }
 }
 
+/// `z = A x` of a whole vector packed in `words`, in one call of a kernel: the most frequent case of an adapter. False, and nothing
+/// done, if `a` or `k` is not a multiple of 4, there are too many columns, or an odd number of rows.
+#[inline]
+pub(super) fn down_at_once(a: &[i8], k: usize, words: &[i32], even_sum: i32, z: &mut [i32]) -> bool {
+    let aligned = a.as_ptr().addr().is_multiple_of(4) && k.is_multiple_of(4);
+    let fits = words.len() == k / 2 && a.len() >= z.len() * k;
+    if !aligned || !fits || !(4..=4 * ROW_MAJOR_BLOCKS).contains(&k) || z.len() % 2 == 1 || z.is_empty() {
+        return false;
+    }
+    let z = z.as_mut_ptr_range();
+    let words = words.as_ptr_range();
+    let frame = Frame {
+        pack: words.start,
+        pack_end: words.end,
+        z0: z.start,
+        z0_end: z.end,
+        // 256 times what the sums begin with.
+        z1: ptr::without_provenance_mut((-(even_sum << 15)).cast_unsigned() as usize),
+        skip: k,
+        blocks: k / 4,
+        entry: 0,
+        tail: ptr::null(),
+        overlap: 0,
+    };
+    // SAFETY: there is a pair of rows and a block; the kernel reads `k` bytes of each row, aligned to 4, and two words a block,
+    // and writes `z`.
+    unsafe { row_pairs_at_once(a.as_ptr(), a.as_ptr().add(k), &frame) };
+    true
+}
+
 /// [`down`] for two vectors; `z0` and `z1` are of one length.
 pub(super) fn down2(a: &[i8], k: usize, columns: Columns<'_>, [z0, z1]: [&mut [i32]; 2]) {
     if z0.len() != z1.len() {
@@ -142,6 +172,7 @@ struct Frame {
     pack_end: *const i32,
     z0: *mut i32,
     z0_end: *mut i32,
+    /// Those of the second vector; for one vector, what [`down_at_once`] says.
     z1: *mut i32,
     /// From where a row was left to the next pair's.
     skip: usize,
@@ -239,7 +270,7 @@ macro_rules! plain3 {
 }
 
 macro_rules! row_pairs {
-    ($(#[$doc:meta])* $name:ident, $repeat:tt, $unit_bytes:literal, $load:ident) => {
+    ($(#[$doc:meta])* $name:ident, $repeat:tt, $unit_bytes:literal, $load:ident, $begin:literal, $sums:literal) => {
         $(#[$doc])*
         #[unsafe(naked)]
         unsafe extern "C" fn $name(a: *const i8, second: *const i8, frame: &Frame) {
@@ -252,8 +283,7 @@ macro_rules! row_pairs {
                 "2:", // a pair of rows
                 "ldr r2, [sp, #0]",
                 "ldrd r5, r8, [sp, #24]",
-                "mov r12, #0",
-                "mov lr, #0",
+                $begin,
                 "cbz r5, 6f",
                 "5:", // blocks mod 3
                 "ldrd r6, r7, [r2], #8",
@@ -290,9 +320,7 @@ macro_rules! row_pairs {
                 "7:",
                 "ldrd r2, r3, [sp, #8]",
                 "ldr r4, [sp, #20]",
-                "ldrd r6, r7, [r2]",
-                "add r6, r6, r12, asr #8",
-                "add r7, r7, lr, asr #8",
+                $sums,
                 "strd r6, r7, [r2], #8",
                 "str r2, [sp, #8]",
                 "add r0, r4",
@@ -323,14 +351,36 @@ row_pairs!(
     ///
     /// # Safety
     /// At least one pair of rows, and one block or a tail; pointers good for what is read and written.
-    row_pairs, 2, "124", load3
+    row_pairs,
+    2,
+    "124",
+    load3,
+    "mov r12, #0\n mov lr, #0",
+    "ldrd r6, r7, [r2]\n add r6, r6, r12, asr #8\n add r7, r7, lr, asr #8"
 );
 row_pairs!(
     /// [`row_pairs`] for rows that are aligned to 4.
     ///
     /// # Safety
     /// As there.
-    row_pairs_aligned, 8, "108", load3_aligned
+    row_pairs_aligned,
+    2,
+    "108",
+    load3_aligned,
+    "mov r12, #0\n mov lr, #0",
+    "ldrd r6, r7, [r2]\n add r6, r6, r12, asr #8\n add r7, r7, lr, asr #8"
+);
+row_pairs!(
+    /// [`row_pairs_aligned`] for all columns: `z = sum >> 8`, where sums begin with the frame's `z1`.
+    ///
+    /// # Safety
+    /// As there.
+    row_pairs_at_once,
+    8,
+    "108",
+    load3_aligned,
+    "ldr r12, [sp, #16]\n mov lr, r12",
+    "asr r6, r12, #8\n asr r7, lr, #8"
 );
 
 /// Four codes in `$w` times a block of two vectors, in r6-r9.

@@ -14,11 +14,30 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
         // SAFETY: there is a group, and `w` has four rows of `k` codes for each; `x` has `k`, at least one.
         unsafe { four_rows(w.as_ptr(), x.as_ptr(), k, groups.len(), groups.as_mut_ptr().cast()) };
     }
+    if rest.is_empty() {
+        return;
+    }
     let rows = w.chunks_exact(k).skip(groups.len() * 4);
     for (sum, row) in rest.iter_mut().zip(rows) {
         // SAFETY: the row has `k` codes as well.
         *sum = unsafe { one_row(row.as_ptr(), x.as_ptr(), k) };
     }
+}
+
+/// The first row begins at `$row`; sums begin at zero.
+macro_rules! four_starts {
+    ($row:literal) => {
+        concat!(
+            "mov r1, ",
+            $row,
+            "\n",
+            "add r3, r1, r8\n",
+            "add r5, r3, r8\n",
+            "add r7, r5, r8\n",
+            "mov r9, r10\n",
+            "ldm sp, {{r0, r2, r4, r6}}\n",
+        )
+    };
 }
 
 /// Sixteen columns of four rows.
@@ -49,40 +68,40 @@ unsafe extern "C" fn four_rows(w: *const i8, x: *const i8, k: usize, groups: usi
     helium_asm!(
         "push {{r4-r11, lr}}",
         "ldr r11, [sp, #36]",
+        "vmov.i32 q0, #0",
+        "vpush {{d0-d1}}", // what sums begin with
         "mov r12, r3",
         "mov r10, r1",
         "mov r8, r2",
-        "mov r1, r0",
-        "2:",
-        "add r3, r1, r8",
-        "add r5, r3, r8",
-        "add r7, r5, r8",
-        "mov r9, r10",
-        "mov r0, #0",
-        "mov r2, #0",
-        "mov r4, #0",
-        "mov r6, #0",
-        "tst r8, #63",
+        "mov r7, r0",
+        "tst r2, #63",
         "bne 4f",
+        "2:", // 64 columns a turn, which leaves none: a row's end is the next one's start
+        four_starts!("r7"),
         "lsr lr, r8, #6",
         "dls lr, lr",
-        "3:", // 64 columns a turn, if that leaves none
+        "3:",
         repeat!(4, four_rows!()),
         "le lr, 3b",
-        "b 6f",
+        "stm r11!, {{r0, r2, r4, r6}}",
+        "subs r12, #1",
+        "bne 2b",
+        "add sp, #16",
+        "pop {{r4-r11, pc}}",
         "4:",
+        four_starts!("r7"),
         "dlstp.8 lr, r8",
         "5:",
         four_rows!(),
         "letp lr, 5b",
-        "6:",
         "stm r11!, {{r0, r2, r4, r6}}",
         // Pointers have moved by whole vectors; the next row lies `k` behind the start of the last.
         "sub r9, r9, r10",
         "sub r7, r7, r9",
-        "add r1, r7, r8",
+        "add r7, r7, r8",
         "subs r12, #1",
-        "bne 2b",
+        "bne 4b",
+        "add sp, #16",
         "pop {{r4-r11, pc}}",
     )
 }

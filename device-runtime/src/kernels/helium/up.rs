@@ -11,7 +11,6 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize 
         return 0;
     }
     let multiplier = 1 << (31 - shift);
-    let rows = acc.len() & !3;
     let vectors;
     let (kernel, v): (Kernel, _) = match *v {
         [_] => return up_one(b, v, multiplier, acc),
@@ -26,12 +25,11 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize 
         _ if v.len() == 16 => (up16, v),
         _ => return up_any_rank(b, v, shift, acc),
     };
-    if rows > 0 {
-        // SAFETY: `acc` has a positive multiple of four rows, and `b` one of the kernel's rank for each. `v` is as long as the
-        // kernel reads.
-        unsafe { kernel(b.as_ptr(), v.as_ptr(), acc.as_mut_ptr(), rows, multiplier, v.len()) };
+    if acc.len() >= 4 {
+        // SAFETY: `acc` has at least four rows, and `b` one of the kernel's rank for each. `v` is as long as the kernel reads.
+        unsafe { kernel(v.as_ptr(), b.as_ptr(), acc.len(), acc.as_mut_ptr(), multiplier, v.len()) };
     }
-    rows
+    acc.len() & !3
 }
 
 fn up_one(b: &[i8], v: &[i16], multiplier: i32, acc: &mut [i32]) -> usize {
@@ -60,13 +58,13 @@ fn up_any_rank(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize {
     acc.len()
 }
 
-/// Adds to so many rows, a positive multiple of four: `b` has as many of the kernel's rank, and `v` one number a column; at rank
-/// 4 there are two vectors of eight. `r` matters only where a kernel serves several ranks.
+/// Adds to so many rows, at least four, but not to those behind the last multiple of four: `b` has as many of the kernel's rank, and
+/// `v` one number a column; at rank 4 there are two vectors of eight. `r` matters only where a kernel serves several ranks.
 type Kernel =
-    unsafe extern "C" fn(b: *const i8, v: *const i16, acc: *mut i32, rows: usize, multiplier: i32, r: usize);
+    unsafe extern "C" fn(v: *const i16, b: *const i8, rows: usize, acc: *mut i32, multiplier: i32, r: usize);
 
 /// The loops of a rank whose code for four rows, with sums in r0, r2, r4, r6 or in r8, r10, r12, lr, is `$low` and `$high`, and whose
-/// vectors `$load` loads. r1: b; r3: acc; r5: the end of 64 bytes for sums; r7: v; r9: multiplier; r11: turns left.
+/// vectors `$load` loads. Sums pass through the stack. r1: b; r3: acc; r7: v; r9: multiplier; r11: turns left.
 macro_rules! up {
     ($(#[$doc:meta])* $name:ident, $load:literal, $low:expr, $high:expr) => {
         $(#[$doc])*
@@ -75,60 +73,57 @@ macro_rules! up {
         /// See [`Kernel`].
         #[unsafe(naked)]
         unsafe extern "C" fn $name(
-            b: *const i8,
             v: *const i16,
-            acc: *mut i32,
+            b: *const i8,
             rows: usize,
+            acc: *mut i32,
             multiplier: i32,
             r: usize,
         ) {
             helium_asm!(
-                "push {{r3-r11, lr}}", // the rows at 0
+                "push {{r2, r4-r11, lr}}", // the rows at 0
                 "ldr r9, [sp, #40]",
                 "vpush {{d8-d15}}",
-                "mov r5, sp",
-                "sub sp, #64",
-                "mov r7, r1",
-                "mov r1, r0",
-                "lsr r11, r3, #4",
-                "mov r3, r2",
+                "mov r7, r0",
+                "lsrs r11, r2, #5",
                 $load,
-                "cmp r11, #0",
                 "beq 4f",
                 "2:",
-                $low,
-                $high,
-                "stmdb r5!, {{r0, r2, r4, r6, r8, r10, r12, lr}}",
-                $low,
-                $high,
-                "stmdb r5!, {{r0, r2, r4, r6, r8, r10, r12, lr}}",
-                "vldmia r5!, {{d8-d15}}",
-                "vldmia r3, {{d0-d7}}",
-                "vqrdmlah.s32 q0, q6, r9",
-                "vqrdmlah.s32 q1, q7, r9",
-                "vqrdmlah.s32 q2, q4, r9",
-                "vqrdmlah.s32 q3, q5, r9",
-                "vstmia r3!, {{d0-d7}}",
-                $load,
+                repeat!(
+                    2,
+                    $low,
+                    $high,
+                    "push {{r0, r2, r4, r6, r8, r10, r12, lr}}",
+                    $low,
+                    $high,
+                    "push {{r0, r2, r4, r6, r8, r10, r12, lr}}",
+                    "vpop {{d8-d15}}",
+                    "vldmia r3, {{d0-d7}}",
+                    "vqrdmlah.s32 q0, q6, r9",
+                    "vqrdmlah.s32 q1, q7, r9",
+                    "vqrdmlah.s32 q2, q4, r9",
+                    "vqrdmlah.s32 q3, q5, r9",
+                    "vstmia r3!, {{d0-d7}}",
+                    $load
+                ),
                 "subs r11, #1",
                 "bne 2b",
                 "4:",
-                "ldr r11, [r5, #64]", // the rows
-                "ands r11, r11, #12",
+                "ldr r11, [sp, #64]", // the rows
+                "ands r11, r11, #28",
                 "beq 6f",
                 "5:",
                 $low,
-                "stmdb r5!, {{r0, r2, r4, r6}}",
-                "vldrw.u32 q4, [r5], #16",
+                "push {{r0, r2, r4, r6}}",
+                "vpop {{d8-d9}}",
                 "vldrw.u32 q5, [r3]",
                 "vqrdmlah.s32 q5, q4, r9",
                 "vstrw.32 q5, [r3], #16",
                 "subs r11, #4",
                 "bne 5b",
                 "6:",
-                "add sp, #64",
                 "vpop {{d8-d15}}",
-                "pop {{r3-r11, pc}}",
+                "pop {{r2, r4-r11, pc}}",
             )
         }
     };
@@ -230,10 +225,10 @@ macro_rules! row_small {
 /// See [`Kernel`].
 #[unsafe(naked)]
 unsafe extern "C" fn up_small(
-    b: *const i8,
     v: *const i16,
-    acc: *mut i32,
+    b: *const i8,
     rows: usize,
+    acc: *mut i32,
     multiplier: i32,
     r: usize,
 ) {
@@ -244,10 +239,8 @@ unsafe extern "C" fn up_small(
         "vpush {{d12-d13}}",
         "vctp.16 r8",
         "vpst",
-        "vldrht.u16 q6, [r1]",
-        "lsr lr, r3, #2",
-        "mov r1, r0",
-        "mov r3, r2",
+        "vldrht.u16 q6, [r0]",
+        "lsr lr, r2, #2",
         "dls lr, lr",
         "2:",
         row_small!("r0"),
