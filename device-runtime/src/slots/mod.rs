@@ -23,7 +23,7 @@
 //!
 //! # Why it holds
 //!
-//! * The order of an install: erase, record, file; read back and hash from flash; the caller's decision about the bytes in
+//! * The order of an install: erase, the record's page last; record, file; read back and hash from flash; the caller's decision about the bytes in
 //!   flash; one word in the journal, which commits. Every item of the journal is one word, or is void without a later word.
 //! * A word of the journal repeats one byte with four ones and four zeros. A write only moves bits away from the erased
 //!   value, an erase only back, so a torn word is never another valid one.
