@@ -405,9 +405,9 @@ impl<F: MappedFlash> Slots<F> {
     /// Erases the pages of a file, the record's last.
     fn erase_file(&mut self, slot: usize) -> Result<(), SlotError> {
         let start = self.geometry.slot(slot)?.start;
-        (0..self.used_pages(slot)?)
-            .rev()
-            .try_for_each(|page| erase_page(&mut self.flash, &self.geometry, start + page * self.geometry.page))
+        (0..self.used_pages(slot)?).rev().try_for_each(|page| {
+            erase_page(&mut self.flash, &self.geometry, start + page * self.geometry.page)
+        })
     }
 }
 

@@ -68,6 +68,9 @@ pub const MIN_JOURNAL_PAGES: usize = 3;
 /// Most pages of the journal.
 pub const MAX_JOURNAL_PAGES: usize = 8;
 
+/// How often a mount tries to restate what it read.
+const RESTATE_TRIES: usize = 3;
+
 /// NOR flash of which every byte can also be read in place.
 pub trait MappedFlash: NorFlash {
     /// All bytes as they are now, `[capacity]`.
@@ -225,7 +228,11 @@ impl<F: MappedFlash> Slots<F> {
     /// Reads the state from any content whatever, in time proportional to the journal. A trial that a reset ended is rolled back.
     ///
     /// Writes only if the last item of the journal was cut off, or may have been: then the state that was read is restated on a
-    /// fresh page (one erase). If the flash refuses that, the state is the same and the partition can still be read.
+    /// fresh page (one erase). If the flash keeps refusing that, the partition can still be read, and what was cut off may be read
+    /// differently after the next reset.
+    ///
+    /// A step that was cut off and does not show may still do so after a later reset, until the journal is written again, for
+    /// which [`prepare`](Self::prepare) is enough. Once it has shown it lasts.
     /// An empty or unreadable journal is a partition without adapters and with the floor 0.
     ///
     /// # Errors
@@ -240,8 +247,9 @@ impl<F: MappedFlash> Slots<F> {
                 state.after_reset();
                 let mut slots = Self { flash, geometry, journal, state, upload: None };
                 if !proven {
-                    let _reported_by_the_next_write =
-                        slots.journal.open(&mut slots.flash, &slots.geometry, &slots.state);
+                    let (journal, flash) = (&mut slots.journal, &mut slots.flash);
+                    let mut tries = 0..RESTATE_TRIES;
+                    while tries.next().is_some() && journal.open(flash, &geometry, &slots.state).is_err() {}
                 }
                 Ok(slots)
             }

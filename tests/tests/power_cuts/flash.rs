@@ -41,12 +41,18 @@ pub(crate) enum Mode {
     After,
     /// The bytes before this one are done, some of this one's bits, none behind. An erase: a random mix.
     Torn(usize),
+    /// The bytes before this one are done, none from it on.
+    Whole(usize),
     /// A random mix of old and new bits in all bytes of the call.
     Mixed,
     /// As `Torn`, and what was to change is unstable.
     TornUnstable(usize),
     /// As `Mixed`, and what was to change is unstable.
     MixedUnstable,
+    /// No cut: the flash reports an error and does nothing.
+    Refused,
+    /// No cut: the flash reports success and does nothing.
+    Ignored,
 }
 
 /// A planned cut.
@@ -72,7 +78,7 @@ pub(crate) enum Bug {
     /// What is read until the next reset is what was written, whatever the flash holds; and one write of a file's bytes fails
     /// silently. As if the hash were skipped, or computed of the buffer that was sent.
     HashOfRam,
-    /// A file's bytes reach the flash after the next word of the journal.
+    /// A file's bytes reach the flash after the word of the journal that commits them.
     CommitFirst,
     /// A page that looks erased is not erased.
     DirtyPage,
@@ -124,6 +130,7 @@ pub(crate) struct Nor {
     /// What a buggy driver shows instead of the flash.
     shown: Vec<u8>,
     file_writes: usize,
+    journal_writes: usize,
 }
 
 impl Nor {
@@ -153,6 +160,7 @@ impl Nor {
             held: Vec::new(),
             shown: Vec::new(),
             file_writes: 0,
+            journal_writes: 0,
         }
     }
 
@@ -197,7 +205,7 @@ impl Nor {
         }
     }
 
-    pub(crate) fn note(&mut self, violation: String) {
+    fn note(&mut self, violation: String) {
         self.violation.get_or_insert(violation);
     }
 
@@ -216,7 +224,7 @@ impl Nor {
         }
         let mode = self.cuts.pop().map(|cut| cut.mode);
         self.until_cut = self.cuts.last().map_or(usize::MAX, |next| next.after);
-        self.off = true;
+        self.off = !matches!(mode, Some(Mode::Refused | Mode::Ignored));
         self.fired += 1;
         Ok(mode)
     }
@@ -242,6 +250,8 @@ impl Nor {
             let value = match (torn_at, mode) {
                 (_, Mode::Before) => *old,
                 (_, Mode::After) => *new,
+                (_, Mode::Whole(at)) if i >= at => *old,
+                (_, Mode::Whole(_)) => *new,
                 (Some(at), _) if i < at => *new,
                 (Some(at), _) if i > at => *old,
                 _ => mix,
@@ -260,10 +270,13 @@ impl Nor {
     fn write_now(&mut self, at: usize, bytes: &[u8]) -> Result<(), NorFlashErrorKind> {
         let range = at..at + bytes.len();
         let mode = self.operation(Op::Write(bytes.len()))?;
-        if mode == Some(Mode::Before) {
-            return Err(NorFlashErrorKind::Other);
+        match mode {
+            Some(Mode::Before | Mode::Refused) => return Err(NorFlashErrorKind::Other),
+            Some(Mode::Ignored) => return Ok(()),
+            _ => {}
         }
-        let words = range.start / self.word..range.end / self.word;
+        let begun = if let Some(Mode::Whole(at)) = mode { range.start + at } else { range.end };
+        let words = range.start / self.word..begun / self.word;
         if let Some(word) = words.clone().find(|word| self.touched[*word]) {
             self.note(format!("word {:#x} is written without an erase", word * self.word));
         }
@@ -297,8 +310,10 @@ impl Nor {
             return Ok(());
         }
         let mode = self.operation(Op::Erase)?;
-        if mode == Some(Mode::Before) {
-            return Err(NorFlashErrorKind::Other);
+        match mode {
+            Some(Mode::Before | Mode::Refused) => return Err(NorFlashErrorKind::Other),
+            Some(Mode::Ignored) => return Ok(()),
+            _ => {}
         }
         let erased = vec![self.erased; range.len()];
         self.erases[range.start / self.page..range.end / self.page].iter_mut().for_each(|n| *n += 1);
@@ -330,12 +345,15 @@ impl Nor {
         match self.bug {
             Bug::HashOfRam if of_file && self.file_writes == 3 => Ok(()),
             Bug::CommitFirst if of_file => {
+                self.journal_writes = 0;
                 self.held.push((at, bytes.to_vec()));
                 Ok(())
             }
             Bug::CommitFirst => {
                 self.write_now(at, bytes)?;
-                self.flush()
+                self.journal_writes += 1;
+                // The first word is the sequence number, the second one commits.
+                if self.journal_writes == 2 { self.flush() } else { Ok(()) }
             }
             Bug::EarlyAck => {
                 self.flush()?;

@@ -123,6 +123,8 @@ impl World {
 enum Stop {
     /// The supply failed; the world may be this one instead.
     Cut(World),
+    /// The flash failed and the device said so; the world may be this one instead.
+    Fault(World),
     /// An invariant is broken.
     Violation(String),
 }
@@ -132,6 +134,7 @@ pub(crate) trait Partition {
     fn nor(&mut self) -> &mut Nor;
     fn reset(self: Box<Self>, layout: Layout) -> Result<Box<dyn Partition>, SlotError>;
     fn state(&self) -> &State;
+    fn pages_opened(&self) -> u32;
     fn find(&self, announcement: &Announcement) -> Option<usize>;
     fn pick(&self, announcement: &Announcement) -> Option<usize>;
     fn verified(&self, slot: usize) -> Result<&[u8], SlotError>;
@@ -163,6 +166,9 @@ impl<const WORD: usize, const PAGE: usize> Partition for Slots<Flash<WORD, PAGE>
     }
     fn state(&self) -> &State {
         self.state()
+    }
+    fn pages_opened(&self) -> u32 {
+        self.journal_erases()
     }
     fn find(&self, announcement: &Announcement) -> Option<usize> {
         self.find(announcement)
@@ -219,6 +225,9 @@ pub(crate) struct Device<'f> {
     /// Bytes given to the device at once.
     chunk: usize,
     world: World,
+    /// What the world may still become: a step that was cut off and has not been seen to count may count after any reset,
+    /// until the journal has a page with a higher number than this one.
+    late: Vec<(World, u32)>,
 }
 
 /// What a run cost.
@@ -236,7 +245,7 @@ impl<'f> Device<'f> {
         chunk: usize,
     ) -> Self {
         let slots = Slots::format(Flash::<WORD, PAGE>(nor), layout, 0).expect("a layout that fits");
-        Self { slots: Some(Box::new(slots)), layout, files, chunk, world: World::default() }
+        Self { slots: Some(Box::new(slots)), layout, files, chunk, world: World::default(), late: Vec::new() }
     }
 
     /// Reaches every goal, whatever is cut off.
@@ -249,6 +258,12 @@ impl<'f> Device<'f> {
                 match stop {
                     Stop::Violation(violation) => return Err(format!("{goal:?}: {violation}")),
                     Stop::Cut(after) => self.reset(Some(after)).map_err(|v| format!("cut in {goal:?}: {v}"))?,
+                    Stop::Fault(after) => {
+                        let opened = self.slots().pages_opened();
+                        self.late.push((after, opened));
+                        let allowed = self.allowed();
+                        self.world = self.observe(&allowed).map_err(|v| format!("fault in {goal:?}: {v}"))?;
+                    }
                 }
                 if tries > 50 {
                     return Err(format!("{goal:?}: never reached"));
@@ -277,19 +292,29 @@ impl<'f> Device<'f> {
         self.nor().violation.take().map_or(Ok(()), |violation| Err(format!("I4/I5: {violation}")))
     }
 
+    fn allowed(&self) -> Vec<World> {
+        std::iter::once(self.world).chain(self.late.iter().map(|late| late.0)).collect()
+    }
+
     /// Drops all RAM, mounts again until no cut hits that, and compares with the world or `after`, what a cut step would have made of it.
     fn reset(&mut self, after: Option<World>) -> Result<(), String> {
-        let allowed = [self.world, after.unwrap_or(self.world)];
+        self.late.extend(after.map(|after| (after, 0)));
+        let allowed = self.allowed();
         for _ in 0..50 {
             let slots = self.slots.take().expect("mounted").reset(self.layout);
             self.slots = Some(slots.map_err(|error| format!("cannot be mounted: {error}"))?);
             let cut = self.nor().is_off();
             self.check_flash()?;
             if !cut {
-                let found = self.observe(&allowed)?;
-                if !allowed.contains(&found) {
-                    return Err(format!("I1/I2/I6: expected one of {allowed:?}, found {found:?}"));
+                if self.slots().state().trial.is_some() {
+                    return Err("I1: a trial outlived a reset".into());
                 }
+                let found = self.observe(&allowed)?;
+                let opened = self.slots().pages_opened();
+                if found != self.world {
+                    self.late.clear();
+                }
+                self.late.iter_mut().for_each(|late| late.1 = opened);
                 self.world = found;
                 self.protect();
                 return Ok(());
@@ -298,8 +323,8 @@ impl<'f> Device<'f> {
         Err("I3: mounted 50 times".into())
     }
 
-    /// What the device says that it holds, each file compared bit for bit.
-    fn observe(&mut self, allowed: &[World; 2]) -> Result<World, String> {
+    /// What the device says that it holds, each file compared bit for bit: one of the `allowed`.
+    fn observe(&mut self, allowed: &[World]) -> Result<World, String> {
         let state = *self.slots().state();
         let mut found = World {
             installed: [0; 4],
@@ -307,9 +332,6 @@ impl<'f> Device<'f> {
             previous: state.previous,
             floor: state.floor,
         };
-        if state.trial.is_some() {
-            return Err("I1: a trial outlived a reset".into());
-        }
         for slot in 0..self.layout.n_slots {
             if !state.is_installed(slot) {
                 continue;
@@ -321,6 +343,9 @@ impl<'f> Device<'f> {
                 .map(|world| world.installed[slot])
                 .find(|number| *number != 0 && files.get(*number).0 == file);
             found.installed[slot] = number.ok_or(format!("I1: slot {slot} holds another file"))?;
+        }
+        if !allowed.contains(&found) {
+            return Err(format!("I1/I2/I6: expected one of {allowed:?}, found {found:?}"));
         }
         Ok(found)
     }
@@ -339,7 +364,9 @@ impl<'f> Device<'f> {
         after: World,
         call: impl FnOnce(&mut dyn Partition) -> Result<T, SlotError>,
     ) -> Result<T, Stop> {
+        let fired = self.nor().fired;
         let done = call(self.slots());
+        let fault = self.nor().fired > fired;
         let off = self.nor().is_off();
         self.check_flash().map_err(Stop::Violation)?;
         match done {
@@ -352,9 +379,12 @@ impl<'f> Device<'f> {
             }
             Ok(value) => {
                 self.world = after;
+                let opened = self.slots().pages_opened();
+                self.late.retain(|late| late.1 == opened);
                 self.protect();
                 Ok(value)
             }
+            Err(SlotError::Flash) if fault => Err(Stop::Fault(after)),
             Err(error) => Err(Stop::Violation(format!("I7: refused without a reason: {error}"))),
         }
     }
@@ -379,7 +409,7 @@ impl<'f> Device<'f> {
                 self.try_out(activation)?;
                 self.reset(None).map_err(Stop::Violation)?;
                 if self.slots().state().rolled_back != Some(activation.slot) {
-                    return Err(Stop::Violation("a trial that a reset ended is not reported".into()));
+                    return Err(Stop::Violation("I2: a trial that a reset ended is not reported".into()));
                 }
                 Ok(())
             }
