@@ -7,6 +7,7 @@ use super::state::Activation;
 /// Bytes with four ones: 8! / (4! 4!).
 const N_CODES: usize = 70;
 
+#[expect(clippy::indexing_slicing, reason = "computed by the compiler")]
 const CODES: [u8; N_CODES] = {
     let mut codes = [0; N_CODES];
     let (mut n, mut byte) = (0, 0u8);
