@@ -111,7 +111,7 @@ mod tests {
             assert!(!core::mem::replace(&mut valid[usize::from(mark.code())], true), "{mark:?} is ambiguous");
         }
         for mark in all() {
-            for torn in 0..=255u8 {
+            for torn in (0..=255u8).step_by(if cfg!(miri) { 51 } else { 1 }) {
                 // Partly written from 0xFF, partly written from 0x00: nothing but the mark itself is valid.
                 for word in [mark.code() | torn, mark.code() & torn] {
                     let read = Mark::decode(&[word; 8], MAX_SLOTS);

@@ -122,8 +122,8 @@ fn install<const WORD: usize>(slots: &mut Slots<Flash<WORD>>, slot: usize, file:
 
 fn every_length_and_chunk<const WORD: usize>() {
     let content: Vec<u8> = (0..ROOM).map(|i| (i * 7 + 3) as u8).collect();
-    for len in [1, 2, 31, 33, 191, 192, 193, ROOM - 1, ROOM] {
-        for chunk in [1, 3, 32, 100, 1024] {
+    for len in [193, 1, 2, 31, 33, 191, 192, ROOM - 1, ROOM] {
+        for chunk in [100, 1, 3, 32, 1024] {
             let mut slots = blank::<WORD>();
             upload(&mut slots, 1, &content[..len], chunk);
             assert_eq!(slots.stored_digest(len as u32), Some(Announcement::of(&content[..len]).sha256));
@@ -139,19 +139,21 @@ fn every_length_and_chunk<const WORD: usize>() {
                 (slots.state().floor, slots.life(0), slots.life(1)),
                 (7, Ok(Life::Empty), Ok(Life::Installed))
             );
-        }
-        if cfg!(miri) {
-            break;
+            if cfg!(miri) {
+                return;
+            }
         }
     }
 }
 
 #[test]
 fn files_come_back_for_every_word_size() {
-    every_length_and_chunk::<1>();
     every_length_and_chunk::<4>();
-    every_length_and_chunk::<16>();
-    every_length_and_chunk::<32>();
+    if !cfg!(miri) {
+        every_length_and_chunk::<1>();
+        every_length_and_chunk::<16>();
+        every_length_and_chunk::<32>();
+    }
 }
 
 #[test]
@@ -290,7 +292,7 @@ fn damage_is_noticed() {
     let mut slots = blank::<4>();
     install(&mut slots, 0, &[7; 40], 1);
     let bytes = slots.into_flash().bytes;
-    let step = if cfg!(miri) { 53 } else { 1 };
+    let step = if cfg!(miri) { 97 } else { 1 };
     let record = 0..record::RECORD_BYTES * 8;
     for bit in record.chain(FILE_OFFSET * 8..(FILE_OFFSET + 40) * 8).step_by(step) {
         let mut damaged = bytes.clone();
@@ -301,7 +303,7 @@ fn damage_is_noticed() {
 
 #[test]
 fn any_bytes_can_be_mounted_and_used() {
-    let rounds = if cfg!(miri) { 12 } else { 4_000 };
+    let rounds = if cfg!(miri) { 8 } else { 4_000 };
     let len = LAYOUT.partition_bytes(PAGE);
     let journal = LAYOUT.n_slots * SLOT;
     let mut valid = blank::<4>();
