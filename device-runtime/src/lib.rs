@@ -23,6 +23,7 @@ mod linear;
 pub mod math;
 mod merge;
 mod ops;
+pub mod receiver;
 mod sampler;
 pub mod slots;
 pub mod trust;

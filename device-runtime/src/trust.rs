@@ -6,6 +6,7 @@
 //! nothing before its signature has been verified, over the bytes in flash.
 
 use rankpatch_format::header::{self, Header, Signature};
+use rankpatch_format::link::{ErrorCode, Response};
 use rankpatch_format::{BaseId, KeyId, ProductId};
 
 /// Why a file is not wanted.
@@ -82,6 +83,25 @@ impl core::fmt::Display for TrustError {
 
 impl core::error::Error for TrustError {}
 
+impl From<TrustError> for Response<'_> {
+    fn from(error: TrustError) -> Self {
+        use ErrorCode as C;
+        let head = |id: &[u8]| u32::from_be_bytes(*id.first_chunk().unwrap_or(&[0; 4]));
+        let (code, expected, found) = match error {
+            TrustError::WrongProduct { expected, found } => {
+                (C::WrongProduct, head(&expected.0), head(&found.0))
+            }
+            TrustError::WrongBase { expected, found } => (C::WrongBase, head(&expected.0), head(&found.0)),
+            TrustError::Stale { expected, found } => (C::Stale, expected, found),
+            TrustError::TooFar { expected, found } => (C::TooFar, expected, found),
+            TrustError::Unsigned => (C::Unsigned, 0, 0),
+            TrustError::UnknownKey { found } => (C::UnknownKey, 0, head(&found.0)),
+            TrustError::BadSignature => (C::BadSignature, 0, 0),
+        };
+        Self::Error { code, expected, found }
+    }
+}
+
 /// What a device is: the two identities that a file must name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -134,11 +154,21 @@ pub trait Verifier {
     /// # Errors
     /// [`TrustError::Unsigned`], [`TrustError::UnknownKey`], [`TrustError::BadSignature`].
     fn verify(&self, key_id: KeyId, message: &[u8], signature: &Signature) -> Result<(), TrustError>;
+
+    /// Whether a file that names this key can pass at all: asked before anything is erased for it.
+    ///
+    /// # Errors
+    /// [`TrustError::Unsigned`], [`TrustError::UnknownKey`].
+    fn knows(&self, key_id: KeyId) -> Result<(), TrustError>;
 }
 
 impl<V: Verifier + ?Sized> Verifier for &V {
     fn verify(&self, key_id: KeyId, message: &[u8], signature: &Signature) -> Result<(), TrustError> {
         (**self).verify(key_id, message, signature)
+    }
+
+    fn knows(&self, key_id: KeyId) -> Result<(), TrustError> {
+        (**self).knows(key_id)
     }
 }
 
@@ -179,6 +209,14 @@ impl Keys {
         Self { slots: [None, None] }
     }
 
+    fn key(&self, key_id: KeyId) -> Result<&PublicKey, TrustError> {
+        if key_id == KeyId::UNSIGNED {
+            return Err(TrustError::Unsigned);
+        }
+        let key = self.slots.iter().flatten().find(|key| KeyId::of(key) == key_id);
+        key.ok_or(TrustError::UnknownKey { found: key_id })
+    }
+
     /// The ids of the keys.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> {
         self.slots.iter().flatten().map(KeyId::of)
@@ -189,13 +227,13 @@ impl Keys {
 impl Verifier for Keys {
     /// RFC 8032 with the cofactor; refuses S >= L and small-order keys and R. About 6 KB of stack.
     fn verify(&self, key_id: KeyId, message: &[u8], signature: &Signature) -> Result<(), TrustError> {
-        if key_id == KeyId::UNSIGNED {
-            return Err(TrustError::Unsigned);
-        }
-        let key = self.slots.iter().flatten().find(|key| KeyId::of(key) == key_id);
-        let key = ed25519_compact::PublicKey::new(*key.ok_or(TrustError::UnknownKey { found: key_id })?);
+        let key = ed25519_compact::PublicKey::new(*self.key(key_id)?);
         key.verify(message, &ed25519_compact::Signature::new(*signature))
             .map_err(|_| TrustError::BadSignature)
+    }
+
+    fn knows(&self, key_id: KeyId) -> Result<(), TrustError> {
+        self.key(key_id).map(|_| ())
     }
 }
 
@@ -208,6 +246,10 @@ pub struct AllowUnsigned<V>(pub V);
 impl<V: Verifier> Verifier for AllowUnsigned<V> {
     fn verify(&self, key_id: KeyId, message: &[u8], signature: &Signature) -> Result<(), TrustError> {
         if key_id == KeyId::UNSIGNED { Ok(()) } else { self.0.verify(key_id, message, signature) }
+    }
+
+    fn knows(&self, key_id: KeyId) -> Result<(), TrustError> {
+        if key_id == KeyId::UNSIGNED { Ok(()) } else { self.0.knows(key_id) }
     }
 }
 

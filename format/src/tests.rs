@@ -7,6 +7,8 @@ use std::string::ToString as _;
 use std::vec;
 use std::vec::Vec;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::adapter::{Adapter, HEADER_BYTES, Preview, TRAILER_BYTES};
 use crate::base::{self, Base};
 use crate::digest::XorShift32;
@@ -14,7 +16,8 @@ use crate::fixture::{self, Aligned};
 use crate::graph::Op;
 use crate::header::{self, Header, MAX_STEP_LIMIT, SIGNATURE_BYTES};
 use crate::layout::Layout;
-use crate::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
+use crate::link::tests::frame;
+use crate::link::{Request, Response};
 use crate::write::{AdapterData, Network, Tensor};
 use crate::{BaseId, Error, KeyId, ProductId};
 
@@ -426,80 +429,6 @@ fn sealed_nonsense_in_adapters_never_panics() {
     }
 }
 
-fn framed(bytes: &[u8]) -> Vec<Result<Vec<u8>, ()>> {
-    let mut deframer = Deframer::new();
-    let mut frames = Vec::new();
-    for byte in bytes {
-        match deframer.push(*byte) {
-            Framed::Incomplete => {}
-            Framed::Message(message) => frames.push(Ok(message.to_vec())),
-            Framed::Bad => frames.push(Err(())),
-        }
-    }
-    frames
-}
-
-fn frame(id: u8, message: &impl serde::Serialize) -> Vec<u8> {
-    let (mut scratch, mut frame) = ([0; link::MAX_MESSAGE_BYTES], [0; link::MAX_FRAME_BYTES]);
-    link::encode(id, message, &mut scratch, &mut frame).unwrap().to_vec()
-}
-
-#[test]
-fn messages_come_back_from_their_frames() {
-    let data: Vec<u8> = (0..link::MAX_DATA_BYTES).map(|i| (i % 7 * (i % 3)) as u8).collect();
-    let requests = [
-        Request::Info,
-        Request::Begin { slot: 3, len: 12_345, crc: 0xdead_beef },
-        Request::Chunk { offset: 70_000, data: &data },
-        Request::Activate { slot: 1, mode: Mode::Merged },
-        Request::Generate { prompt: "Once upon", max_tokens: 20, temperature: 0.5, seed: 1 },
-    ];
-    let mut wire = vec![0, 0, 9, 1, 2, 3, 0];
-    for (id, request) in (0u8..).zip(&requests) {
-        wire.extend(frame(id, request));
-    }
-    let frames = framed(&wire);
-    assert_eq!(frames[0], Err(()), "garbage between frames");
-    for ((id, request), message) in (0u8..).zip(&requests).zip(&frames[1..]) {
-        assert_eq!(link::decode::<Request<'_>>(message.as_ref().unwrap()), Ok((id, *request)));
-    }
-    // A stuffed frame holds no zero but its last byte, and the chunk is the longest message.
-    assert!(frame(2, &requests[2]).iter().rev().skip(1).all(|byte| *byte != 0));
-    let refusal = Response::from(Error::RankOutOfRange { site: 3, rank: 0, max: 256 });
-    assert_eq!(refusal, Response::Error { code: ErrorCode::RankOutOfRange, expected: 256, found: 0 });
-}
-
-#[test]
-fn damaged_frames_are_refused() {
-    let whole = frame(9, &Request::Chunk { offset: 5, data: &[1, 2, 3, 0, 0, 9] });
-    let decode = |bytes: &[u8]| match framed(bytes).as_slice() {
-        [Ok(message)] => link::decode::<Request<'_>>(message).map(|_| ()).map_err(Some),
-        _ => Err(None),
-    };
-    assert_eq!(decode(&whole), Ok(()));
-    for len in 0..whole.len() - 1 {
-        let mut cut = whole[..len].to_vec();
-        cut.push(0);
-        assert!(decode(&cut).is_err(), "{len} bytes");
-    }
-    for bit in 0..(whole.len() - 1) * 8 {
-        let mut flipped = whole.clone();
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        assert!(decode(&flipped).is_err(), "bit {bit}");
-    }
-    let long = vec![1; link::MAX_FRAME_BYTES + 1].into_iter().chain([0]).collect::<Vec<u8>>();
-    assert_eq!(framed(&long), [Err(())]);
-    let mut after_long = long;
-    after_long.extend(&whole);
-    assert_eq!(framed(&after_long).len(), 2, "a long frame does not spoil the next");
-    let mut message = framed(&whole).remove(0).unwrap();
-    message[0] = 2;
-    let end = message.len() - 4;
-    let crc = crate::crc32(&message[..end]).to_le_bytes();
-    message[end..].copy_from_slice(&crc);
-    assert_eq!(link::decode::<Request<'_>>(&message), Err(Error::UnknownVersion { expected: 1, found: 2 }));
-}
-
 #[test]
 fn tokenizer_merges_the_best_pair_first_and_falls_back_to_bytes() {
     let image = image(&fixture::decoder(), Layout::RowMajor);
@@ -529,6 +458,13 @@ fn tokenizer_merges_the_best_pair_first_and_falls_back_to_bytes() {
     assert_eq!(text, b"abc", "the leading space is dropped");
 }
 
+/// The announcement of the golden decoder adapter.
+fn begin_frame() -> Vec<u8> {
+    let file = some_adapter(&fixture::decoder()).write().unwrap();
+    let sha256: [u8; 32] = Sha256::digest(&file).into();
+    frame(1, &Request::Begin { slot: Some(3), header: &file[..HEADER_BYTES], sha256: &sha256 })
+}
+
 /// Files under `tests/golden/` are what this version writes, byte for byte. `cargo xtask golden` writes them anew; a change
 /// is reviewed as a change of the format.
 #[test]
@@ -542,8 +478,8 @@ fn golden_files_are_what_is_written() {
         ("encoder-rowmajor.rpb", encoder.write(Layout::RowMajor, 4).unwrap()),
         ("decoder.rpa", some_adapter(&decoder).write().unwrap()),
         ("encoder.rpa", some_adapter(&encoder).write().unwrap()),
-        ("begin.frame", frame(1, &Request::Begin { slot: 3, len: 12_345, crc: 0xdead_beef })),
-        ("progress.frame", frame(1, &Response::Progress { next: 4096 })),
+        ("begin.frame", begin_frame()),
+        ("progress.frame", frame(1, &Response::Progress { slot: 3, next: 4096 })),
     ];
     for (name, bytes) in bodies {
         let path = folder.join(name);
@@ -562,7 +498,7 @@ fn the_specification_shows_golden_bytes() {
     let hex =
         |bytes: &[u8]| bytes.iter().map(|byte| std::format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
     let spec = include_str!("../SPEC.md");
-    let frame = include_bytes!("../../tests/golden/begin.frame");
+    let frame = include_bytes!("../../tests/golden/progress.frame");
     assert!(spec.contains(&hex(frame)));
     let adapter = include_bytes!("../../tests/golden/decoder.rpa");
     for line in 0..8 {

@@ -129,6 +129,12 @@ pub enum Error {
     /// The device's code refuses a call.
     #[error(transparent)]
     Runtime(#[from] rankpatch_runtime::Error),
+    /// A device would not want a file.
+    #[error(transparent)]
+    Trust(#[from] rankpatch_runtime::trust::TrustError),
+    /// The operating system gives no random numbers.
+    #[error("no random numbers from the operating system: {0}")]
+    Random(String),
     /// A text was given to a base that reads none.
     #[error("base {base:?} has no tokenizer: expected a base that reads text (does it read features?)")]
     NoTokenizer {

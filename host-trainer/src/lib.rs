@@ -10,6 +10,7 @@ pub mod export;
 pub mod features;
 pub mod files;
 pub mod import;
+pub mod keys;
 pub mod lora;
 pub mod ops;
 pub mod optim;

@@ -8,10 +8,13 @@
 extern crate std;
 
 pub mod app;
+pub mod flash;
 pub mod nor;
 pub mod ring;
+pub mod tap;
 
 use embedded_storage::nor_flash::NorFlash;
+use rankpatch_runtime::slots::Layout;
 
 pub use nor::{NorError, NorRam};
 pub use ring::ByteRing;
@@ -70,6 +73,11 @@ pub trait Slots: NorFlash {
 
     /// The whole partition as it is now.
     fn bytes(&self) -> &[u8];
+
+    /// How slots and journal share the partition: as many slots as leave the last one's place, or less, to the journal.
+    fn layout(&self) -> Layout {
+        flash::usual_layout(self.capacity(), self.slot_bytes(), Self::ERASE_SIZE)
+    }
 
     /// Protects slot `index` from erase and write, and gives its bytes out for good. Pinning twice gives the same bytes.
     /// `None` if there is no such slot.

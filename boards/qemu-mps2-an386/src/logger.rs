@@ -31,6 +31,7 @@ static STATE: State = State {
 };
 
 fn send(bytes: &[u8]) {
+    rankpatch_board::tap::TAP.push(bytes);
     for &byte in bytes {
         uart::LOG.send(byte);
     }

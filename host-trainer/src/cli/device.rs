@@ -288,7 +288,7 @@ fn push(args: &Args, push: &Push, console: &mut Console<'_>) -> Outcome {
 
 /// Refuses before anything is sent what the device would refuse afterwards.
 fn check_fit(path: &Path, preview: &Preview<'_>, info: &Info) -> Outcome {
-    let (expected, found) = (info.base_id, preview.body.base_id);
+    let (expected, found) = (info.base_id, preview.header.base_id);
     if expected != found {
         return Err(Failure::from(rankpatch_format::Error::WrongBase { expected, found }).at(path));
     }

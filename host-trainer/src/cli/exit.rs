@@ -103,6 +103,19 @@ impl From<rankpatch_format::Error> for Failure {
     }
 }
 
+impl From<rankpatch_runtime::trust::TrustError> for Failure {
+    fn from(error: rankpatch_runtime::trust::TrustError) -> Self {
+        use rankpatch_runtime::trust::TrustError as E;
+        let failure = Self::new(BAD_INPUT, error);
+        match error {
+            E::Unsigned => failure.hint("sign it with `rankpatch sign`"),
+            E::Stale { .. } | E::TooFar { .. } => failure.hint("sign it again with another --sequence"),
+            E::UnknownKey { .. } => failure.hint("`rankpatch key show` prints the id of a key"),
+            _ => failure,
+        }
+    }
+}
+
 impl From<rankpatch_runtime::Error> for Failure {
     fn from(error: rankpatch_runtime::Error) -> Self {
         use rankpatch_runtime::Error as E;
@@ -139,7 +152,8 @@ impl From<crate::Error> for Failure {
             E::Format(error) => error.into(),
             E::Runtime(error) => error.into(),
             E::Train(error) => error.into(),
-            E::Op(_) | E::Optim(_) | E::Tensor(_) => Self::new(FAILURE, error),
+            E::Trust(error) => error.into(),
+            E::Op(_) | E::Random(_) | E::Optim(_) | E::Tensor(_) => Self::new(FAILURE, error),
             _ => Self::new(BAD_INPUT, error),
         }
     }

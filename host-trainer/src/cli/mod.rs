@@ -9,13 +9,16 @@ mod eval;
 pub mod exit;
 mod features;
 mod inspect;
+mod key;
 mod labels;
 mod progress;
+mod sign;
 mod sim;
 mod task;
 #[cfg(test)]
 mod tests;
 mod train;
+mod verify;
 
 use std::ffi::OsString;
 
@@ -43,6 +46,13 @@ enum Command {
     Eval(eval::Args),
     /// Shows what is in a base image or an adapter file, and checks it
     Inspect(inspect::Args),
+    /// Makes and shows signing keys
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Signs an adapter file for a product
+    Sign(sign::Args),
+    /// Checks the signature of an adapter file, and whether a device would accept it
+    Verify(verify::Args),
     /// Runs the device's own code on the host
     Sim(sim::Args),
     /// Talks to a device over a serial port or TCP
@@ -80,6 +90,9 @@ fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
         Command::Train(args) => train::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::Key(command) => key::run(&command, console),
+        Command::Sign(args) => sign::run(&args, console),
+        Command::Verify(args) => verify::run(&args, console),
         Command::Sim(args) => sim::run(&args, console),
         Command::Device(args) => device::run(&args, console),
     }

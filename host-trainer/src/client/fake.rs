@@ -145,7 +145,7 @@ impl Fake {
                 let preview = file.as_deref().map(|file| Preview::new(file).unwrap());
                 let adapter = preview.as_ref().map(|preview| SlotInfo {
                     task: preview.body.task,
-                    sequence: preview.body.sequence,
+                    sequence: preview.header.sequence,
                     file_bytes: preview.file.len() as u32,
                     n_patches: 1,
                     head_outputs: 0,
@@ -196,10 +196,10 @@ impl Fake {
                 }
                 match Preview::new(&file) {
                     Err(error) => return self.answer(id, &error.into()),
-                    Ok(preview) if preview.body.base_id != BASE => {
+                    Ok(preview) if preview.header.base_id != BASE => {
                         let error = rankpatch_format::Error::WrongBase {
                             expected: BASE,
-                            found: preview.body.base_id,
+                            found: preview.header.base_id,
                         };
                         return self.answer(id, &error.into());
                     }

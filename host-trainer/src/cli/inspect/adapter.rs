@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rankpatch_format::ProductId;
 use rankpatch_format::adapter::{
     Adapter, Body, Entries, HEADER_BYTES, PAYLOAD_ALIGN, Pooling, Preview, TRAILER_BYTES,
 };
@@ -26,6 +27,11 @@ pub(super) struct Report {
     /// Name of the base, if it was given.
     base: Option<String>,
     sequence: u32,
+    step_limit: u32,
+    /// `None` for a file that names none.
+    product: Option<String>,
+    /// The key that signed it; `None` for a file that is not signed. Whether it did is for `rankpatch verify` to say.
+    key_id: Option<String>,
     method: String,
     alpha: f32,
     crc32: String,
@@ -100,7 +106,9 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
     let file_bytes = preview.file.len();
     let body_bytes = body_bytes(body);
     let payload_bytes = payload_bytes(preview);
-    let crc = preview.file.last_chunk::<TRAILER_BYTES>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    let header = &preview.header;
+    let trailer = preview.file.last_chunk::<TRAILER_BYTES>().and_then(|trailer| trailer.first_chunk());
+    let crc = trailer.map_or(0, |bytes| u32::from_le_bytes(*bytes));
     let mut entries = Entries(body.sites);
     let mut sites = Vec::new();
     while let Ok(Some(entry)) = entries.try_next() {
@@ -114,9 +122,12 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
         file: path.to_owned(),
         task: body.task.to_owned(),
         version: rankpatch_format::VERSION,
-        base_id: preview.header.base_id.to_string(),
+        base_id: header.base_id.to_string(),
         base: None,
-        sequence: preview.header.sequence,
+        sequence: header.sequence,
+        step_limit: header.step_limit,
+        product: (header.product != ProductId::NONE).then(|| header.product.to_string()),
+        key_id: header.is_signed().then(|| header.key_id.to_string()),
         method: format!("{:?}", body.method),
         alpha: body.alpha,
         crc32: format!("{crc:#010x}"),
@@ -131,7 +142,7 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
                 ("component scales", scale_bytes),
                 ("head scales, bias, labels", head_bytes),
                 ("other fields", body_bytes.saturating_sub(scale_bytes + head_bytes)),
-                ("header and checksum", HEADER_BYTES + TRAILER_BYTES),
+                ("header, checksum, signature", HEADER_BYTES + TRAILER_BYTES),
             ],
         ),
         self_test: SelfTest {
@@ -205,7 +216,18 @@ pub(super) fn text(report: &Report) -> String {
     let mut lines = vec![
         ("adapter", format!("{}, {}", report.task, version_text())),
         ("for base", format!("{}{base}", report.base_id)),
-        ("sequence", report.sequence.to_string()),
+        ("product", report.product.clone().unwrap_or_else(|| "none".into())),
+        (
+            "sequence",
+            format!("{}, at most {} above the one before", report.sequence, grouped(report.step_limit)),
+        ),
+        (
+            "signed",
+            report
+                .key_id
+                .as_ref()
+                .map_or_else(|| "no".into(), |key| format!("by key {key} (not verified here)")),
+        ),
         ("method", format!("{}, alpha {}", report.method, report.alpha)),
         ("checksum", format!("{} (correct)", report.crc32)),
         ("self-test", format!("seed {seed}, {rows} rows, digest {digest}")),

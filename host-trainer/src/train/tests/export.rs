@@ -48,7 +48,7 @@ fn a_file_says_what_it_holds_and_its_self_test_passes() {
     let factors: usize =
         adapter.sites.iter().map(|f| rank * (f.site.in_features + f.site.out_features)).sum();
     assert_eq!(read.payload_bytes(), factors + 2 * 12, "r (in + out) bytes a site, and the head");
-    assert_eq!((read.body().task, read.body().sequence, read.body().alpha), ("tiny", 3, 6.0));
+    assert_eq!((read.body().task, read.header().sequence, read.body().alpha), ("tiny", 3, 6.0));
     let head = read.head().unwrap();
     assert_eq!(head.labels().collect::<Vec<_>>(), ["low", "high"]);
     assert_eq!(head.info.pooling, Pooling::Mean);
