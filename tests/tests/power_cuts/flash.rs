@@ -248,8 +248,6 @@ impl Nor {
         for (i, (old, new)) in old.iter().zip(new).enumerate() {
             let mix = old ^ ((old ^ new) & self.rng.next() as u8);
             let value = match (torn_at, mode) {
-                (_, Mode::Before) => *old,
-                (_, Mode::After) => *new,
                 (_, Mode::Whole(at)) if i >= at => *old,
                 (_, Mode::Whole(_)) => *new,
                 (Some(at), _) if i < at => *new,
@@ -317,7 +315,8 @@ impl Nor {
         }
         let erased = vec![self.erased; range.len()];
         self.erases[range.start / self.page..range.end / self.page].iter_mut().for_each(|n| *n += 1);
-        if let Some(mode @ (Mode::Torn(_) | Mode::TornUnstable(_) | Mode::Mixed | Mode::MixedUnstable)) = mode {
+        if let Some(mode @ (Mode::Torn(_) | Mode::TornUnstable(_) | Mode::Mixed | Mode::MixedUnstable)) = mode
+        {
             self.tear(&range, &erased, mode);
             return Err(NorFlashErrorKind::Other);
         }

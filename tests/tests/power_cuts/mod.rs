@@ -21,7 +21,8 @@ fn run<const WORD: usize, const PAGE: usize>(
     if bug != Bug::None {
         nor.seed(bug, setup.layout.n_slots * setup.layout.slot_bytes);
     }
-    let cost = Device::new::<WORD, PAGE>(nor, setup.layout, &setup.files, setup.chunk).live(setup.life)?;
+    let cost = Device::new::<WORD, PAGE>(nor, setup.layout, &setup.files, setup.chunk, seed % 4 == 3)
+        .live(setup.life)?;
     // A run without its cuts proves nothing. Only the last ones may come too late, where a run was to have several.
     if cost.fired == 0 && !cuts.is_empty() {
         return Err(format!("none of {cuts:?} was reached"));
@@ -50,7 +51,7 @@ impl Setup {
     fn operations<const WORD: usize, const PAGE: usize>(&self) -> Vec<Op> {
         let mut nor = self.nor(WORD, PAGE, 1);
         nor.log = Some(Vec::new());
-        let mut device = Device::new::<WORD, PAGE>(nor, self.layout, &self.files, self.chunk);
+        let mut device = Device::new::<WORD, PAGE>(nor, self.layout, &self.files, self.chunk, false);
         device.live(self.life).expect("a life without cuts");
         device.nor().log.take().expect("a log")
     }
@@ -66,12 +67,15 @@ struct Counts {
     runs: usize,
     fired: usize,
     modes: [usize; 5],
+    /// Most operations of one life.
+    most_operations: usize,
 }
 
 impl Counts {
     fn add(&mut self, cost: Cost, mode: Mode) {
         self.runs += 1;
         self.fired += cost.fired;
+        self.most_operations = self.most_operations.max(cost.operations);
         self.modes[match mode {
             Mode::Before => 0,
             Mode::After => 1,
@@ -86,6 +90,7 @@ impl Counts {
             runs: self.runs + other.runs,
             fired: self.fired + other.fired,
             modes: std::array::from_fn(|i| self.modes[i] + other.modes[i]),
+            most_operations: self.most_operations.max(other.most_operations),
         }
     }
 }
@@ -94,8 +99,10 @@ impl Counts {
 fn modes(op: Op) -> Vec<Mode> {
     let mut modes = vec![Mode::Before, Mode::After, Mode::Mixed, Mode::Mixed, Mode::Refused, Mode::Ignored];
     modes.extend([Mode::MixedUnstable; 4]);
-    if let Op::Write(len) = op {
-        modes.extend((0..len).flat_map(|at| [Mode::Torn(at), Mode::TornUnstable(at)]));
+    let some = [0, 5, 40, 100, 200];
+    match op {
+        Op::Write(len) => modes.extend((0..len).flat_map(|at| [Mode::Torn(at), Mode::TornUnstable(at)])),
+        Op::Erase => modes.extend(some.into_iter().flat_map(|at| [Mode::Torn(at), Mode::TornUnstable(at)])),
     }
     modes
 }
@@ -149,14 +156,20 @@ fn every_word<const PAGE: usize>(
         single_cuts::<16, PAGE>,
         single_cuts::<32, PAGE>,
     ];
-    words.iter().map(|cuts| cuts(&setup, Bug::None).expect("no violation")).fold(Counts::default(), Counts::sum)
+    words
+        .iter()
+        .map(|cuts| cuts(&setup, Bug::None).expect("no violation"))
+        .fold(Counts::default(), Counts::sum)
 }
 
 #[test]
 fn one_cut_at_every_operation_of_every_geometry() {
     let counts = every_geometry!(every_word).into_iter().fold(Counts::default(), Counts::sum);
-    let Counts { runs, fired, modes: [before, after, torn, unstable, fault] } = counts;
-    println!("one cut: {runs} runs ({before} before, {after} after, {torn} torn, {unstable} torn and unstable, {fault} faults)");
+    let Counts { runs, fired, modes: [before, after, torn, unstable, fault], most_operations } = counts;
+    println!(
+        "one cut: {runs} runs ({before} before, {after} after, {torn} torn, {unstable} torn and unstable, {fault} faults)"
+    );
+    println!("one cut: a life took at most {most_operations} operations");
     assert_eq!(runs, fired, "a cut was not reached");
 }
 
@@ -166,18 +179,20 @@ fn two_cuts<const WORD: usize, const PAGE: usize>(setup: &Setup) -> usize {
     let some = |kind| match kind {
         0 => Mode::Before,
         1 => Mode::After,
-        2 if rng.below(2) == 0 => Mode::Torn(rng.below(48)),
-        2 => Mode::Mixed,
-        _ if rng.below(2) == 0 => Mode::TornUnstable(rng.below(48)),
+        2 => Mode::Torn(rng.below(48)),
+        3 => Mode::Mixed,
+        4 => Mode::TornUnstable(rng.below(48)),
         _ => Mode::MixedUnstable,
     };
     for first in 0..setup.operations::<WORD, PAGE>().len() {
-        for kinds in 0..16 {
+        for kinds in 0..36 {
             for second in 0.. {
-                let cuts = [(first, kinds % 4), (second, kinds / 4)]
+                let cuts = [(first, kinds % 6), (second, kinds / 6)]
                     .map(|(after, kind)| Cut { after, mode: some(kind) });
                 let fired = run::<WORD, PAGE>(setup, &cuts, rng.next(), Bug::None)
-                    .unwrap_or_else(|violation| panic!("words of {WORD}, pages of {PAGE}, {cuts:?}: {violation}"))
+                    .unwrap_or_else(|violation| {
+                        panic!("words of {WORD}, pages of {PAGE}, {cuts:?}: {violation}")
+                    })
                     .fired;
                 if fired < 2 {
                     break;
@@ -306,12 +321,9 @@ fn an_upload_goes_on_at_the_exact_word_where_words_are_atomic() {
 fn seeded_bugs_are_caught_and_a_cut_that_never_comes_fails() {
     let layout = Layout::new(3, 1024);
     let setup = Setup::new(layout, 512, &LIFE, 700, 200);
-    for (bug, invariant) in [
-        (Bug::HashOfRam, "I1"),
-        (Bug::CommitFirst, "I1"),
-        (Bug::DirtyPage, "I4"),
-        (Bug::EarlyAck, "I2"),
-    ] {
+    for (bug, invariant) in
+        [(Bug::HashOfRam, "I1"), (Bug::CommitFirst, "I1"), (Bug::DirtyPage, "I4"), (Bug::EarlyAck, "I2")]
+    {
         let caught = single_cuts::<4, 512>(&setup, bug).expect_err("a seeded bug must be caught");
         println!("{bug:?}: {caught}");
         assert!(caught.contains(invariant), "{bug:?} was caught for another reason");

@@ -62,8 +62,9 @@ impl Files {
     /// Ten files of about `len` bytes, with runs that look erased.
     pub(crate) fn new(len: usize) -> Self {
         let file = |number: usize| {
-            let mut file: Vec<u8> =
-                (0..len - number % 3).map(|i| (i * (2 * number + 3) + number * 17 + (i >> 3)) as u8).collect();
+            let mut file: Vec<u8> = (0..len - number % 3)
+                .map(|i| (i * (2 * number + 3) + number * 17 + (i >> 3)) as u8)
+                .collect();
             let hole = len / 3;
             file[hole..hole + len / 8].fill(if number.is_multiple_of(2) { 0xFF } else { 0x00 });
             let announcement = Announcement::of(&file);
@@ -228,9 +229,11 @@ pub(crate) struct Device<'f> {
     /// What the world may still become: a step that was cut off and has not been seen to count may count after any reset,
     /// until the journal has a page with a higher number than this one.
     late: Vec<(World, u32)>,
+    /// Whether the firmware prepares the journal at every start, so that nothing counts late.
+    prepares: bool,
 }
 
-/// What a run cost.
+/// What a run took.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cost {
     pub(crate) fired: usize,
@@ -243,9 +246,18 @@ impl<'f> Device<'f> {
         layout: Layout,
         files: &'f Files,
         chunk: usize,
+        prepares: bool,
     ) -> Self {
         let slots = Slots::format(Flash::<WORD, PAGE>(nor), layout, 0).expect("a layout that fits");
-        Self { slots: Some(Box::new(slots)), layout, files, chunk, world: World::default(), late: Vec::new() }
+        Self {
+            slots: Some(Box::new(slots)),
+            layout,
+            files,
+            chunk,
+            world: World::default(),
+            late: Vec::new(),
+            prepares,
+        }
     }
 
     /// Reaches every goal, whatever is cut off.
@@ -257,7 +269,9 @@ impl<'f> Device<'f> {
                 tries += 1;
                 match stop {
                     Stop::Violation(violation) => return Err(format!("{goal:?}: {violation}")),
-                    Stop::Cut(after) => self.reset(Some(after)).map_err(|v| format!("cut in {goal:?}: {v}"))?,
+                    Stop::Cut(after) => {
+                        self.reset(Some(after)).map_err(|v| format!("cut in {goal:?}: {v}"))?;
+                    }
                     Stop::Fault(after) => {
                         let opened = self.slots().pages_opened();
                         self.late.push((after, opened));
@@ -303,6 +317,13 @@ impl<'f> Device<'f> {
         for _ in 0..50 {
             let slots = self.slots.take().expect("mounted").reset(self.layout);
             self.slots = Some(slots.map_err(|error| format!("cannot be mounted: {error}"))?);
+            if self.prepares {
+                // An error is one of the flash: a cut is seen below, and after a fault the next write tries again.
+                let prepared = self.slots().prepare();
+                if prepared.is_ok() && !self.nor().is_off() {
+                    self.late.iter_mut().for_each(|late| late.1 = u32::MAX);
+                }
+            }
             let cut = self.nor().is_off();
             self.check_flash()?;
             if !cut {
@@ -314,6 +335,7 @@ impl<'f> Device<'f> {
                 if found != self.world {
                     self.late.clear();
                 }
+                self.late.retain(|late| late.1 != u32::MAX);
                 self.late.iter_mut().for_each(|late| late.1 = opened);
                 self.world = found;
                 self.protect();
@@ -343,6 +365,9 @@ impl<'f> Device<'f> {
                 .map(|world| world.installed[slot])
                 .find(|number| *number != 0 && files.get(*number).0 == file);
             found.installed[slot] = number.ok_or(format!("I1: slot {slot} holds another file"))?;
+        }
+        if found.floor < self.world.floor {
+            return Err(format!("I6: the floor fell from {} to {}", self.world.floor, found.floor));
         }
         if !allowed.contains(&found) {
             return Err(format!("I1/I2/I6: expected one of {allowed:?}, found {found:?}"));
@@ -468,7 +493,10 @@ impl<'f> Device<'f> {
         let stored = self.slots().stored_digest(progress.next());
         let expected = Announcement::of(&file[..progress.next() as usize]).sha256;
         if stored != Some(expected) {
-            return Err(Stop::Violation(format!("{} stored bytes are not those of the file", progress.next())));
+            return Err(Stop::Violation(format!(
+                "{} stored bytes are not those of the file",
+                progress.next()
+            )));
         }
         let world = self.world;
         loop {
@@ -493,7 +521,11 @@ impl<'f> Device<'f> {
         let slot = self.upload(number)?;
         let floor = self.world.floor;
         let mut admit = |found: &[u8], found_floor: u32| {
-            if found == file && found_floor == floor { Ok(number) } else { Err("another file or floor".into()) }
+            if found == file && found_floor == floor {
+                Ok(number)
+            } else {
+                Err("another file or floor".into())
+            }
         };
         let after = self.world.with(slot, number);
         let mut refused = None;
