@@ -7,7 +7,7 @@ use rankpatch_format::base::Base;
 use rankpatch_format::fixture::{self, Aligned};
 use rankpatch_format::header::{self, Header};
 use rankpatch_format::layout::Layout;
-use rankpatch_runtime::{Engine, arena_bytes, merged_bytes};
+use rankpatch_runtime::{Engine, arena_bytes, MergedType, merged_bytes};
 
 use super::Target;
 
@@ -65,7 +65,7 @@ fn check(file: &[u8], base: &Base<'_>) {
 fn run_engine(adapter: &Adapter<'_>, base: &Base<'_>) {
     let head = adapter.head().map_or(0, |head| head.n_out);
     let mut arena = vec![0_u128; (arena_bytes(base, 4) + 4 * head).div_ceil(16) + 1];
-    let mut merged = vec![0_u128; merged_bytes(base, adapter).div_ceil(16) + 1];
+    let mut merged = vec![0_u128; merged_bytes(base, adapter, MergedType::Int16).div_ceil(16) + 1];
     let mut engine =
         Engine::new(*base, bytemuck::cast_slice_mut(&mut arena), 4).expect("an arena of its size");
     let tokens = [1, 4, 5];
@@ -76,7 +76,7 @@ fn run_engine(adapter: &Adapter<'_>, base: &Base<'_>) {
     assert_eq!(streamed, bits(engine.run_tokens(&tokens).expect("three tokens")), "a run is not repeatable");
     engine.detach();
     let memory = bytemuck::cast_slice_mut(&mut merged);
-    if engine.attach_merged(*adapter, memory).is_ok() {
+    if engine.attach_merged(*adapter, MergedType::Int16, memory).is_ok() {
         engine.run_tokens(&tokens).expect("three tokens");
         engine.detach();
     }
