@@ -427,6 +427,7 @@ impl<B: Board> App<B> {
     }
 
     /// Sends what was logged, if a host listens.
+    #[inline(never)]
     fn send_log(&mut self, link: &mut B::Link) {
         let mut bytes = [0; LOG_BYTES];
         let (lost, len) = tap::TAP.take(&mut bytes);
