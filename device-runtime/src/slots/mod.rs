@@ -37,10 +37,11 @@
 //!
 //! # Limits
 //!
-//! With unstable words no finite journal withstands any number of cuts and any readings: five cuts, each at one certain word or
-//! erase of the journal and each followed by the most unlucky reading of the words before, can leave three pages without a
-//! snapshot. Then the plain base runs, and the floor is 0. The repository's simulator tries all pairs of cuts, and up to five at
-//! random, half of them within a few operations of the one before; it has not met this. More pages make it less likely still.
+//! With unstable words no finite journal withstands any number of cuts and any readings. The shortest sequence known to break
+//! this one has five cuts in a row, each at one certain word or erase of the journal, each followed by the most unlucky reading of
+//! the unstable words: it leaves three pages without a snapshot. Then the plain base runs, and the floor is 0. The repository's
+//! simulator tries all pairs of cuts, and up to five at random, most of them soon after the one before; it has not met this. More
+//! pages make it less likely still.
 //!
 //! [`WRITE_SIZE`]: embedded_storage::nor_flash::NorFlash::WRITE_SIZE
 
