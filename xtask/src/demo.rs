@@ -33,7 +33,15 @@ pub(crate) fn run() -> Result<()> {
     step("building the trainer and the firmware (the first time takes minutes)");
     let tool = Tool::build()?;
     let board = Board::find(BOARD)?;
-    let elf = firmware::build(&board, "firmware")?;
+    step("making a signing key; the firmware is built with its public part");
+    let (secret, public) = (folder.join("demo.key"), folder.join("demo.pub"));
+    for old in [&secret, &public] {
+        // A key is never overwritten by the command that makes it.
+        let _ = fs::remove_file(old);
+    }
+    let key = tool.json(&["key", "new", "-o", text(&secret)?])?;
+    println!("key {}", string(&key["key_id"]));
+    let elf = firmware::build_with(&board, "firmware", Some(&string(&key["public_key"])))?;
     let built = Instant::now();
 
     step("quantizing the story model (260,032 parameters) into a base image");
@@ -44,6 +52,10 @@ pub(crate) fn run() -> Result<()> {
     let trained = tool.json(&["train", TASK, "--base", text(&base)?, "--out", text(&out)?])?;
     let adapter = PathBuf::from(trained["adapter"].as_str().context("the trainer names no adapter file")?);
     let adapter = text(&adapter)?;
+    step("signing the adapter with that key");
+    let signing = ["--key", text(&secret)?, "--product", firmware::PRODUCT, "--sequence", "1"];
+    tool.json(&[&["sign", adapter][..], &signing].concat())?;
+    tool.json(&["verify", adapter, "--key", text(&public)?, "--base", text(&base)?])?;
 
     step("booting the firmware in QEMU (Cortex-M4, mps2-an386), the frozen base in its flash partition");
     let images = vec![(base.clone(), board.base.origin)];
@@ -64,6 +76,7 @@ pub(crate) fn run() -> Result<()> {
     let pushed = device.ask(&["push", adapter])?;
     let slot = pushed["slot"].to_string();
     let activated = device.ask(&["activate", &slot])?;
+    device.ask(&["confirm"])?;
     let mut equal = before["digest"] == tool.story(&base)?["digest"];
     let mut names = Vec::new();
     for seed in SEEDS {

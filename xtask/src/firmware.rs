@@ -11,11 +11,26 @@ use crate::board::Board;
 /// Log level that is compiled in unless `DEFMT_LOG` says otherwise; defmt's own default drops all but errors.
 const LOG_LEVEL: &str = "info";
 
+/// The product that firmware is built for, unless `RANKPATCH_PRODUCT` names another.
+pub const PRODUCT: &str = "rankpatch-demo";
+/// The key that firmware trusts, unless `RANKPATCH_KEYS` names others, and the one that signs for it.
+pub const PUBLIC_KEY: &str = "tests/data/keys/test.pub";
+/// The secret part of [`PUBLIC_KEY`].
+pub const SECRET_KEY: &str = "tests/data/keys/test.key";
+
 /// Builds `program` of `board` with the firmware profile and returns its ELF file. Quick when nothing has changed.
 ///
 /// # Errors
 /// If cargo cannot be started or the build fails; its messages go to stderr.
 pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
+    build_with(board, program, None)
+}
+
+/// The same with another public key, in hexadecimal digits.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<PathBuf> {
     let mut command = crate::cargo();
     command
         .args([
@@ -32,6 +47,17 @@ pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
         .stderr(Stdio::inherit());
     if std::env::var_os("DEFMT_LOG").is_none() {
         command.env("DEFMT_LOG", LOG_LEVEL);
+    }
+    if std::env::var_os("RANKPATCH_PRODUCT").is_none() {
+        command.env("RANKPATCH_PRODUCT", PRODUCT);
+    }
+    if let Some(key) = key {
+        command.env("RANKPATCH_KEYS", key);
+    } else if std::env::var_os("RANKPATCH_KEYS").is_none() {
+        let file = crate::workspace_root().join(PUBLIC_KEY);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let key = text.lines().nth(1).with_context(|| format!("expected a key in {}", file.display()))?;
+        command.env("RANKPATCH_KEYS", key);
     }
     let output = command.output().context("cannot start cargo")?;
     if !output.status.success() {

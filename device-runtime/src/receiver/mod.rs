@@ -18,6 +18,8 @@
 //!
 //! Every request may come twice. All that outlives a reset is in the slots; nothing here has to.
 
+#[cfg(all(test, feature = "ed25519"))]
+mod bad_inputs;
 mod handle;
 
 use rankpatch_format::base::Base;
@@ -148,7 +150,8 @@ impl<const FRAME: usize> Receiver<FRAME> {
     /// [`poll`](Self::poll) first.
     pub fn push(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
-        while !self.waiting {
+        // A chunk is written from where it lies in the frame buffer.
+        while !self.waiting && !matches!(self.work, Work::Store { .. }) {
             let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) else { break };
             let (len, ended) = self.deframer.extend(rest);
             taken += len;

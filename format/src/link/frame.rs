@@ -35,12 +35,12 @@ impl<W: FnMut(&[u8])> Stuffer<W> {
     }
 
     fn push(&mut self, byte: u8) {
-        if byte == 0 {
-            return self.flush();
-        }
-        // A full block is flushed before the byte that does not fit, so that none is empty at the end.
+        // A full block stands for no zero after it. It is flushed before the next byte, so that none is empty at the end.
         if self.len > BLOCK {
             self.flush();
+        }
+        if byte == 0 {
+            return self.flush();
         }
         if let Some(to) = self.block.get_mut(self.len) {
             *to = byte;

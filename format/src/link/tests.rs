@@ -86,6 +86,14 @@ fn damaged_frames_are_refused() {
 /// The stuffer against the one of the `cobs` crate, for runs around the block's length.
 #[test]
 fn stuffing_is_cobs() {
+    // A zero at each place around the end of a block, and none at all.
+    for zero in (0..20).chain(240..270).chain(490..530) {
+        let mut data = [7; 600];
+        data[zero] = 0;
+        let request = Request::Features { offset: 1, data: &data };
+        let found = framed(&frame(7, &request));
+        assert_eq!(super::decode::<Request<'_>>(found[0].as_ref().unwrap()), Ok((7, request)), "{zero}");
+    }
     let mut random = XorShift32::new(3);
     for len in (0..20).chain(240..520).chain([1024, 1100]) {
         for zeros in [0, 1, 5, 200] {

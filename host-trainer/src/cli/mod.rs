@@ -8,7 +8,7 @@ mod device;
 mod eval;
 pub mod exit;
 mod features;
-mod inspect;
+pub(crate) mod inspect;
 mod key;
 mod labels;
 mod progress;

@@ -2,6 +2,7 @@
 
 mod device;
 mod files;
+mod keys;
 mod run;
 
 use std::path::{Path, PathBuf};

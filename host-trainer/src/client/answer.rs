@@ -1,6 +1,7 @@
 //! The answers of a device as values of their own: what [`rankpatch_format::link::Response`] borrows from the frame
 //! buffer.
 
+use rankpatch_format::KeyId;
 use rankpatch_format::link::{Mode, Response};
 use serde::{Serialize, Serializer};
 
@@ -24,6 +25,17 @@ pub struct Info {
     pub n_slots: u8,
     /// Bytes of a slot that a file may take.
     pub slot_bytes: u32,
+    /// Bytes of a chunk of an upload.
+    pub chunk_bytes: u16,
+    /// Chunks that may be in flight.
+    pub window: u8,
+    /// The product that adapters must be signed for.
+    #[serde(serialize_with = "display")]
+    pub product: rankpatch_format::ProductId,
+    /// The ids of the keys that may sign them.
+    pub keys: Vec<String>,
+    /// Whether unsigned adapters are accepted.
+    pub insecure: bool,
     /// Bytes of the arena.
     pub arena_bytes: u32,
     /// Bytes of the arena that the base needs.
@@ -47,7 +59,9 @@ pub struct Active {
 pub struct Slot {
     /// Index of the slot.
     pub slot: u8,
-    /// The adapter in it, if there is one that fits the base.
+    /// How often it was erased.
+    pub wear: u32,
+    /// The adapter in it, if one is installed that fits the base.
     pub adapter: Option<Installed>,
 }
 
@@ -58,12 +72,35 @@ pub struct Installed {
     pub task: String,
     /// Sequence number.
     pub sequence: u32,
+    /// The key that signed it; `None` for an unsigned one.
+    pub key_id: Option<String>,
     /// Bytes of the file.
     pub file_bytes: u32,
     /// Sites patched.
     pub n_patches: u16,
     /// Outputs of its own head; 0 for none.
     pub head_outputs: u16,
+}
+
+/// What runs and what is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// What the engine runs; `None` is the plain base.
+    pub running: Option<Active>,
+    /// The slot on trial: running, and left again unless it is confirmed.
+    pub trial: Option<u8>,
+    /// The slot that is confirmed: what runs after a reset.
+    pub confirmed: Option<u8>,
+    /// The slot that was confirmed before.
+    pub previous: Option<u8>,
+    /// The slot that was rolled back last.
+    pub rolled_back: Option<u8>,
+    /// Sequence number of what runs; 0 for the plain base.
+    pub sequence: u32,
+    /// Highest sequence number that was ever installed.
+    pub floor: u32,
+    /// An upload under way: slot, offset needed next, length.
+    pub upload: Option<(u8, u32, u32)>,
 }
 
 /// An activation.
@@ -149,6 +186,8 @@ pub struct Statistics {
     pub detaches: u32,
     /// Self-tests that failed.
     pub failed_self_tests: u32,
+    /// Adapters that were left because a trial ended without being confirmed, or on request.
+    pub rollbacks: u32,
     /// Deepest use of the stack so far, in bytes.
     pub peak_stack_bytes: u32,
 }
@@ -158,7 +197,9 @@ pub struct Statistics {
 pub(super) enum Answer {
     Info(Info),
     Slot(Slot),
-    Progress { next: u32 },
+    Progress { slot: u8, next: u32 },
+    Status(Status),
+    Log,
     Done,
     Activated(Activated),
     Tested(Tested),
@@ -176,6 +217,8 @@ impl Answer {
             Self::Info(_) => "Info",
             Self::Slot(_) => "Slot",
             Self::Progress { .. } => "Progress",
+            Self::Status(_) => "Status",
+            Self::Log => "Log",
             Self::Done => "Done",
             Self::Activated(_) => "Activated",
             Self::Tested(_) => "Tested",
@@ -199,6 +242,11 @@ impl From<Response<'_>> for Answer {
                 n_sites,
                 n_slots,
                 slot_bytes,
+                chunk_bytes,
+                window,
+                product,
+                keys,
+                insecure,
                 arena_bytes: (arena_bytes, arena_bytes_needed),
                 active,
             } => Self::Info(Info {
@@ -209,21 +257,39 @@ impl From<Response<'_>> for Answer {
                 n_sites,
                 n_slots,
                 slot_bytes,
+                chunk_bytes,
+                window,
+                product,
+                keys: keys.iter().flatten().map(ToString::to_string).collect(),
+                insecure,
                 arena_bytes,
                 arena_bytes_needed,
                 active: active.map(|active| Active { slot: active.slot, mode: active.mode }),
             }),
-            Response::Slot { slot, adapter } => Self::Slot(Slot {
+            Response::Slot { slot, wear, adapter } => Self::Slot(Slot {
                 slot,
+                wear,
                 adapter: adapter.map(|info| Installed {
                     task: info.task.to_owned(),
                     sequence: info.sequence,
+                    key_id: (info.key_id != KeyId::UNSIGNED).then(|| info.key_id.to_string()),
                     file_bytes: info.file_bytes,
                     n_patches: info.n_patches,
                     head_outputs: info.head_outputs,
                 }),
             }),
-            Response::Progress { next } => Self::Progress { next },
+            Response::Progress { slot, next } => Self::Progress { slot, next },
+            Response::Log { .. } => Self::Log,
+            Response::Status(status) => Self::Status(Status {
+                running: status.running.map(|active| Active { slot: active.slot, mode: active.mode }),
+                trial: status.trial,
+                confirmed: status.confirmed,
+                previous: status.previous,
+                rolled_back: status.rolled_back,
+                sequence: status.sequence,
+                floor: status.floor,
+                upload: status.upload,
+            }),
             Response::Done => Self::Done,
             Response::Activated { n_patches, weight_bytes_copied, ticks, digest } => {
                 Self::Activated(Activated { n_patches, weight_bytes_copied, ticks, digest })
@@ -248,6 +314,7 @@ impl From<Response<'_>> for Answer {
                 activations,
                 detaches,
                 failed_self_tests,
+                rollbacks,
                 peak_stack_bytes,
             } => Self::Statistics(Statistics {
                 frames,
@@ -258,6 +325,7 @@ impl From<Response<'_>> for Answer {
                 activations,
                 detaches,
                 failed_self_tests,
+                rollbacks,
                 peak_stack_bytes,
             }),
             Response::Error { code, expected, found } => Self::Refused(Refusal { code, expected, found }),

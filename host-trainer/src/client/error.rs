@@ -207,6 +207,17 @@ impl Refusal {
             C::MergeBufferTooSmall => "the memory for merging is too small",
             C::UnknownMessage => "the message is not understood",
             C::NoBase => "the base cannot be read",
+            C::WrongProduct => "the adapter is for another product",
+            C::Unsigned => "the adapter is not signed",
+            C::UnknownKey => "the adapter is signed with a key that the device does not have",
+            C::BadSignature => "the signature does not fit the file",
+            C::Stale => "the sequence number is not new",
+            C::TooFar => "the sequence number jumps further than its step limit",
+            C::UploadUnderWay => "another upload is under way",
+            C::NoFreeSlot => "every slot is in use",
+            C::OtherBytes => "what is stored differs from what was sent",
+            C::Busy => "the device is generating a text",
+            C::NoSlots => "the slots' partition cannot be mounted",
             _ => "unknown reason",
         }
     }
@@ -229,6 +240,17 @@ impl Refusal {
             }
             C::Corrupt | C::Incomplete => Some("push the file again"),
             C::UnknownMessage | C::UnknownVersion => Some("are firmware and host of the same release?"),
+            C::Unsigned => Some("sign it with `rankpatch sign`"),
+            C::UnknownKey | C::BadSignature | C::WrongProduct => {
+                Some("`rankpatch device info` shows the product and the keys that the device accepts")
+            }
+            C::Stale | C::TooFar => {
+                Some("`rankpatch device status` shows the floor; sign the file with a --sequence above it")
+            }
+            C::UploadUnderWay | C::OtherBytes => {
+                Some("push that file again to finish it, or give it up with `rankpatch device abort`")
+            }
+            C::NoFreeSlot => Some("confirm or roll back the trial under way"),
             C::NoBase => Some("write the base image to the device's base partition"),
             _ => None,
         }
@@ -238,9 +260,14 @@ impl Refusal {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { code, expected, found } = *self;
-        write!(f, "{}", self.reason())?;
+        write!(f, "{} (error {} {})", self.reason(), code.number(), code.name())?;
         match code {
-            ErrorCode::WrongBase | ErrorCode::Corrupt | ErrorCode::SelfTestFailed | ErrorCode::BadMagic => {
+            ErrorCode::WrongBase
+            | ErrorCode::WrongProduct
+            | ErrorCode::UnknownKey
+            | ErrorCode::Corrupt
+            | ErrorCode::SelfTestFailed
+            | ErrorCode::BadMagic => {
                 write!(f, ": expected {expected:#010x}, found {found:#010x}")
             }
             ErrorCode::BadScale => {

@@ -1,19 +1,26 @@
-//! A device in memory that follows the link's rules, on a wire that a test can damage.
+//! A device in memory: the receiver and the slots that firmware has, on simulated NOR flash, at the end of a simulated serial
+//! line that a test can damage. Time is simulated too, so tests neither wait nor depend on the machine. What needs an engine
+//! is imitated.
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
-use rankpatch_format::adapter::{Preview, SelfTest};
+use embedded_storage::nor_flash::{ErrorType, NorFlash, NorFlashErrorKind, ReadNorFlash};
+use rankpatch_format::base::Base;
 use rankpatch_format::digest::Digest;
-use rankpatch_format::link::{
-    self, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request,
-    Response, SlotInfo,
-};
-use rankpatch_format::write::{AdapterData, PatchData};
-use rankpatch_format::{BaseId, crc32};
+use rankpatch_format::fixture::{self, Aligned};
+use rankpatch_format::layout::Layout as Weights;
+use rankpatch_format::link::{self, ErrorCode, MAX_DATA_BYTES, Mode, Request, Response, Status};
+use rankpatch_format::{BaseId, ProductId};
+use rankpatch_runtime::receiver::{Policy, Receiver, Step, slot_refusal};
+use rankpatch_runtime::slots::{Activation, Layout, MappedFlash, Resume, Slots};
+use rankpatch_runtime::trust::{Identity, Keys};
 
 use super::Transport;
+use super::lossy::Fate as Luck;
+use crate::keys::SecretKey;
 
 /// What happens to a frame on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,48 +28,151 @@ pub(crate) enum Fate {
     Arrives,
     IsLost,
     ArrivesTwice,
+    /// It arrives after the next one.
+    IsLate,
     /// One bit is flipped.
     IsDamaged,
+    /// The link pauses before it.
+    Stalls,
     /// The device restarts instead of reading it; uploads go on afterwards, as the slot keeps what was written.
     Reboots,
     /// The wire is cut.
     Cuts,
 }
 
+impl From<Luck> for Fate {
+    fn from(fate: Luck) -> Self {
+        match fate {
+            Luck::Arrives => Self::Arrives,
+            Luck::Lost => Self::IsLost,
+            Luck::Twice => Self::ArrivesTwice,
+            Luck::Late => Self::IsLate,
+            Luck::Damaged(_) => Self::IsDamaged,
+            Luck::Stalled => Self::Stalls,
+        }
+    }
+}
+
 /// Decides the fate of the frames in order: `true` for those towards the device.
 pub(crate) type Fates = Box<dyn FnMut(bool, u32) -> Fate + Send>;
 
-/// The identity of the fake device's base.
-pub(crate) const BASE: BaseId = BaseId([7; 16]);
-/// Bytes of its slots.
-pub(crate) const SLOT_BYTES: u32 = 64 * 1024;
-const N_SLOTS: u8 = 3;
+pub(crate) const PRODUCT: &str = "fake";
+/// Bytes of the fake device's slots.
+const SLOT_BYTES: usize = 64 * 1024;
+/// Bytes of a file that they take.
+pub(crate) const FILE_BYTES: u32 = SLOT_BYTES as u32 - 64;
+const N_SLOTS: usize = 3;
+const PAGE_BYTES: usize = 4096;
+/// The frame buffer of the receiver: chunks of 2,048 bytes.
+const FRAME: usize = 2090;
+pub(crate) const CHUNK_BYTES: u32 = 2048;
+pub(crate) const WINDOW: u8 = 4;
 
-struct Partial {
-    slot: u8,
-    crc: u32,
-    file: Vec<u8>,
-    len: usize,
+/// The simulated line: 115,200 bit/s with 10 bits a byte, and 5 ms one way.
+const BYTE_TIME: Duration = Duration::from_nanos(86_806);
+const LATENCY: Duration = Duration::from_millis(5);
+const STALL: Duration = super::lossy::STALL;
+/// The simulated flash, as of an nRF52840.
+const ERASE_TIME: Duration = Duration::from_millis(85);
+const WORD_TIME: Duration = Duration::from_micros(41);
+
+struct Networks {
+    image: Aligned,
+    id: BaseId,
+}
+
+static BASE_IMAGE: LazyLock<Networks> = LazyLock::new(|| {
+    let network = fixture::decoder();
+    Networks { image: Aligned::new(&network.write(Weights::RowMajor, 1).unwrap()), id: network.id() }
+});
+
+/// The identity of the fake device's base, the small decoder.
+pub(crate) fn base_id() -> BaseId {
+    BASE_IMAGE.id
+}
+
+/// The key that the fake device trusts.
+pub(crate) fn key() -> SecretKey {
+    SecretKey::from_seed(&[0x42; 32])
+}
+
+/// Flash in memory that knows what its operations cost.
+#[derive(Debug)]
+pub(crate) struct MemFlash {
+    pub(crate) bytes: Vec<u8>,
+    busy: Duration,
+}
+
+impl ErrorType for MemFlash {
+    type Error = NorFlashErrorKind;
+}
+
+impl ReadNorFlash for MemFlash {
+    const READ_SIZE: usize = 1;
+
+    fn read(&mut self, offset: u32, bytes: &mut [u8]) -> Result<(), NorFlashErrorKind> {
+        bytes.copy_from_slice(&self.bytes[offset as usize..][..bytes.len()]);
+        Ok(())
+    }
+
+    fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+impl NorFlash for MemFlash {
+    const WRITE_SIZE: usize = 4;
+    const ERASE_SIZE: usize = PAGE_BYTES;
+
+    fn erase(&mut self, from: u32, to: u32) -> Result<(), NorFlashErrorKind> {
+        self.busy += ERASE_TIME * ((to - from) / PAGE_BYTES as u32);
+        self.bytes[from as usize..to as usize].fill(0xff);
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), NorFlashErrorKind> {
+        self.busy += WORD_TIME * (bytes.len() / 4) as u32;
+        let to = &mut self.bytes[offset as usize..][..bytes.len()];
+        assert!(to.iter().all(|byte| *byte == 0xff), "a word is written twice");
+        to.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl MappedFlash for MemFlash {
+    fn mapped(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn layout() -> Layout {
+    Layout { resume: Resume::Word, ..Layout::new(N_SLOTS, SLOT_BYTES) }
 }
 
 /// The device.
 pub(crate) struct Fake {
-    pub(crate) slots: Vec<Option<Vec<u8>>>,
-    pub(crate) active: Option<(u8, Mode)>,
+    /// `None` only while it restarts.
+    pub(crate) slots: Option<Slots<MemFlash>>,
+    receiver: Receiver<FRAME>,
     pub(crate) fates: Fates,
-    /// Flips a bit of the stored file before it is checked.
+    /// Flips a bit of what is stored before it is checked.
     pub(crate) bad_flash: bool,
     /// Requests that were understood.
     pub(crate) requests: u32,
-    partial: Option<Partial>,
-    uploading: bool,
     features: Vec<f32>,
     output: Vec<f32>,
-    deframer: Deframer,
-    towards: u32,
-    back: u32,
+    start: Instant,
+    now: Duration,
+    /// When each side will have sent all it has so far.
+    host_sends_until: Duration,
+    device_sends_until: Duration,
+    device_busy_until: Duration,
+    /// Frames on the way to the device, with the time at which they are there.
+    towards: VecDeque<(Duration, Vec<u8>)>,
+    back: VecDeque<(Duration, Vec<u8>)>,
+    late: [Option<Vec<u8>>; 2],
+    frames: [u32; 2],
     cut: bool,
-    outbox: VecDeque<u8>,
 }
 
 impl Fake {
@@ -71,22 +181,37 @@ impl Fake {
     }
 
     pub(crate) fn with(fates: Fates) -> Self {
+        let bytes = vec![0xff; layout().partition_bytes(PAGE_BYTES)];
+        let slots = Slots::mount(MemFlash { bytes, busy: Duration::ZERO }, layout()).unwrap();
         Self {
-            slots: vec![None; usize::from(N_SLOTS)],
-            active: None,
+            slots: Some(slots),
+            receiver: Receiver::new(WINDOW),
             fates,
             bad_flash: false,
             requests: 0,
-            partial: None,
-            uploading: false,
             features: Vec::new(),
             output: Vec::new(),
-            deframer: Deframer::new(),
-            towards: 0,
-            back: 0,
+            start: Instant::now(),
+            now: Duration::ZERO,
+            host_sends_until: Duration::ZERO,
+            device_sends_until: Duration::ZERO,
+            device_busy_until: Duration::ZERO,
+            towards: VecDeque::new(),
+            back: VecDeque::new(),
+            late: [None, None],
+            frames: [0, 0],
             cut: false,
-            outbox: VecDeque::new(),
         }
+    }
+
+    /// Simulated time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.now
+    }
+
+    /// The file in a slot.
+    pub(crate) fn file(&self, slot: usize) -> Option<&[u8]> {
+        self.slots.as_ref().unwrap().verified(slot).ok()
     }
 
     pub(crate) fn is_cut(&self) -> bool {
@@ -97,137 +222,178 @@ impl Fake {
     pub(crate) fn mend(&mut self) {
         self.fates = Box::new(|_, _| Fate::Arrives);
         self.cut = false;
-        self.outbox.clear();
-        self.deframer = Deframer::new();
+        self.towards.clear();
+        self.back.clear();
+        // The next bytes end whatever frame was under way.
+    }
+
+    /// A reset: RAM is lost, flash stays.
+    pub(crate) fn reboot(&mut self) {
+        let flash = self.slots.take().unwrap().into_flash();
+        self.slots = Some(Slots::mount(flash, layout()).unwrap());
+        self.receiver = Receiver::new(WINDOW);
+        self.towards.clear();
+    }
+
+    /// Puts a frame on the wire.
+    fn transmit(&mut self, towards: bool, mut frame: Vec<u8>) {
+        let fate = (self.fates)(towards, self.frames[usize::from(towards)]);
+        self.frames[usize::from(towards)] += 1;
+        let before = self.late[usize::from(towards)].take();
+        let until = if towards { &mut self.host_sends_until } else { &mut self.device_sends_until };
+        let ready = if towards { self.now } else { self.now.max(self.device_busy_until) };
+        *until = ready.max(*until) + BYTE_TIME * frame.len() as u32;
+        if fate == Fate::Stalls {
+            *until += STALL;
+        }
+        let arrival = *until + LATENCY;
+        let mut arriving = Vec::new();
+        match fate {
+            Fate::Arrives | Fate::Stalls => arriving.push(frame),
+            Fate::ArrivesTwice => arriving.extend([frame.clone(), frame]),
+            Fate::IsLost => {}
+            Fate::IsLate => self.late[usize::from(towards)] = Some(frame),
+            Fate::IsDamaged => {
+                let at = frame.len() / 2;
+                frame[at] ^= 0x10;
+                arriving.push(frame);
+            }
+            Fate::Reboots => self.reboot(),
+            Fate::Cuts => self.cut = true,
+        }
+        let queue = if towards { &mut self.towards } else { &mut self.back };
+        queue.extend(arriving.into_iter().chain(before).map(|frame| (arrival, frame)));
     }
 
     fn answer(&mut self, id: u8, response: &Response<'_>) {
-        let (mut scratch, mut frame) = ([0; MAX_MESSAGE_BYTES], [0; MAX_FRAME_BYTES]);
-        let frame = link::encode(id, response, &mut scratch, &mut frame).unwrap();
-        let fate = (self.fates)(false, self.back);
-        self.back += 1;
-        match fate {
-            Fate::IsLost => {}
-            Fate::IsDamaged => self.outbox.extend(damaged(frame)),
-            Fate::ArrivesTwice => self.outbox.extend(frame.iter().chain(frame)),
-            Fate::Cuts => self.cut = true,
-            _ => self.outbox.extend(frame),
-        }
+        let mut frame = Vec::new();
+        link::write_frame(id, response, |bytes| frame.extend_from_slice(bytes)).unwrap();
+        self.transmit(false, frame);
     }
 
     fn refuse(&mut self, id: u8, code: ErrorCode, expected: u32, found: u32) {
         self.answer(id, &Response::Error { code, expected, found });
     }
 
-    fn handle(&mut self, id: u8, request: Request<'_>) {
-        self.requests += 1;
-        let slot_of = |slot: u8| (slot < N_SLOTS).then_some(usize::from(slot));
-        match request {
-            Request::Info => self.answer(
-                id,
-                &Response::Info {
-                    board: "fake",
-                    firmware: "0.0.0",
-                    base: "nothing",
-                    base_id: BASE,
-                    n_sites: 2,
-                    n_slots: N_SLOTS,
-                    slot_bytes: SLOT_BYTES,
-                    arena_bytes: (4096, 1024),
-                    active: self.active.map(|(slot, mode)| link::Active { slot, mode }),
-                },
-            ),
-            Request::Slot { slot } => {
-                let Some(at) = slot_of(slot) else {
-                    return self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into());
-                };
-                let file = self.slots[at].clone();
-                let preview = file.as_deref().map(|file| Preview::new(file).unwrap());
-                let adapter = preview.as_ref().map(|preview| SlotInfo {
-                    task: preview.body.task,
-                    sequence: preview.header.sequence,
-                    file_bytes: preview.file.len() as u32,
+    /// The device reads what has arrived and works until there is nothing left to do.
+    fn read(&mut self, bytes: &[u8]) {
+        let base = Base::new(BASE_IMAGE.image.bytes()).unwrap();
+        let identity = Identity { product: ProductId::of(PRODUCT), base_id: base.id() };
+        let policy = Policy { identity, base: &base, verifier: Keys::one(key().public()) };
+        let mut taken = 0;
+        let mut slots = self.slots.take().unwrap();
+        self.device_busy_until = self.device_busy_until.max(self.now);
+        loop {
+            taken += self.receiver.push(&bytes[taken..]);
+            if let Some((slot, announcement, progress)) = slots.upload()
+                && progress.next() == announcement.len
+                && std::mem::take(&mut self.bad_flash)
+            {
+                let at = slots.range(slot).unwrap().start + 64 + 100;
+                slots.flash_mut().bytes[at] ^= 1;
+            }
+            let mut asked = None;
+            let step = self.receiver.poll(&mut slots, &policy);
+            let idle = step == Step::Idle;
+            if let Step::Request { id, request } = step {
+                let mut frame = Vec::new();
+                link::write_frame(id, &request, |bytes| frame.extend_from_slice(bytes)).unwrap();
+                asked = Some(frame);
+            }
+            self.device_busy_until += std::mem::take(&mut slots.flash_mut().busy);
+            let answers = self.receiver.pull().to_vec();
+            self.receiver.pulled(answers.len());
+            if !answers.is_empty() {
+                self.transmit(false, answers.clone());
+            }
+            if let Some(frame) = asked {
+                self.slots = Some(slots);
+                self.handle(&frame);
+                slots = self.slots.take().unwrap();
+            }
+            if idle && answers.is_empty() && taken == bytes.len() {
+                break;
+            }
+        }
+        self.requests = self.receiver.counts().frames;
+        self.slots = Some(slots);
+    }
+
+    fn handle(&mut self, frame: &[u8]) {
+        let mut message = cobs::decode_vec(&frame[..frame.len() - 1]).unwrap();
+        let message = std::mem::take(&mut message);
+        let (id, request) = link::decode::<Request<'_>>(&message).unwrap();
+        let mut slots = self.slots.take().unwrap();
+        let active = slots.state().active();
+        let done = match request {
+            Request::Info => Ok(Response::Info {
+                board: "fake",
+                firmware: "0.0.0",
+                base: "nothing",
+                base_id: base_id(),
+                n_sites: 15,
+                n_slots: N_SLOTS as u8,
+                slot_bytes: FILE_BYTES,
+                chunk_bytes: Receiver::<FRAME>::CHUNK_BYTES as u16,
+                window: WINDOW,
+                product: ProductId::of(PRODUCT),
+                keys: [Some(rankpatch_format::KeyId::of(&key().public())), None],
+                insecure: false,
+                arena_bytes: (4096, 1024),
+                active: active.map(applied),
+            }),
+            Request::Activate { slot, mode, .. } => {
+                let activation = Activation { slot: slot.into(), flag: mode == Mode::Merged };
+                let weight_bytes_copied = if activation.flag { 80 } else { 0 };
+                slots.start_trial(activation).map_err(slot_refusal).map(|()| Response::Activated {
                     n_patches: 1,
-                    head_outputs: 0,
-                });
-                self.answer(id, &Response::Slot { slot, adapter });
+                    weight_bytes_copied,
+                    ticks: 5,
+                    digest: u64::MAX,
+                })
             }
-            Request::Begin { slot, len, crc } => {
-                let Some(at) = slot_of(slot) else {
-                    return self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into());
-                };
-                if self.active.is_some_and(|(active, _)| active == slot) {
-                    return self.refuse(id, ErrorCode::SlotActive, 0, slot.into());
-                }
-                if len > SLOT_BYTES {
-                    return self.refuse(id, ErrorCode::BufferTooSmall, len, SLOT_BYTES);
-                }
-                let same =
-                    |partial: &Partial| (partial.slot, partial.len, partial.crc) == (slot, len as usize, crc);
-                if !self.partial.as_ref().is_some_and(same) {
-                    self.partial = Some(Partial { slot, crc, file: Vec::new(), len: len as usize });
-                    self.slots[at] = None;
-                }
-                self.uploading = true;
-                self.progress(id);
+            Request::Confirm { slot } if active.is_some_and(|active| active.slot == usize::from(slot)) => {
+                slots.confirm().map_err(slot_refusal).map(|()| status(&slots))
             }
-            Request::Chunk { offset, data } => {
-                let Some(partial) = self.partial.as_mut().filter(|_| self.uploading) else {
-                    return self.refuse(id, ErrorCode::NoUpload, 0, 0);
-                };
-                if partial.file.len() == offset as usize && partial.file.len() + data.len() <= partial.len {
-                    partial.file.extend_from_slice(data);
-                }
-                self.progress(id);
+            Request::Confirm { slot } => {
+                Err(Response::Error { code: ErrorCode::NothingActive, expected: slot.into(), found: 0 })
             }
-            Request::Finish => {
-                let Some(partial) = self.partial.take_if(|_| self.uploading) else {
-                    return self.refuse(id, ErrorCode::NoUpload, 0, 0);
-                };
-                if partial.file.len() != partial.len {
-                    let found = partial.file.len() as u32;
-                    return self.refuse(id, ErrorCode::Incomplete, partial.len as u32, found);
-                }
-                self.uploading = false;
-                let mut file = partial.file;
-                file[0] ^= u8::from(self.bad_flash);
-                if crc32(&file) != partial.crc {
-                    return self.refuse(id, ErrorCode::Corrupt, partial.crc, crc32(&file));
-                }
-                match Preview::new(&file) {
-                    Err(error) => return self.answer(id, &error.into()),
-                    Ok(preview) if preview.header.base_id != BASE => {
-                        let error = rankpatch_format::Error::WrongBase {
-                            expected: BASE,
-                            found: preview.header.base_id,
-                        };
-                        return self.answer(id, &error.into());
-                    }
-                    Ok(_) => self.slots[usize::from(partial.slot)] = Some(file),
-                }
-                self.answer(id, &Response::Done);
+            Request::Rollback { slot } => {
+                slots.roll_back(slot.into()).map_err(slot_refusal).map(|_| status(&slots))
             }
-            Request::Remove { slot } => match slot_of(slot).map(|at| self.slots[at].take()) {
-                Some(Some(_)) => self.answer(id, &Response::Done),
-                Some(None) => self.refuse(id, ErrorCode::EmptySlot, 0, slot.into()),
-                None => self.refuse(id, ErrorCode::NoSuchSlot, 3, slot.into()),
-            },
-            Request::Activate { slot, mode } => {
-                if slot_of(slot).is_none_or(|at| self.slots[at].is_none()) {
-                    return self.refuse(id, ErrorCode::EmptySlot, 0, slot.into());
-                }
-                self.active = Some((slot, mode));
-                let weight_bytes_copied = if mode == Mode::Merged { 80 } else { 0 };
-                let response =
-                    Response::Activated { n_patches: 1, weight_bytes_copied, ticks: 5, digest: u64::MAX };
-                self.answer(id, &response);
+            Request::Detach => slots.deactivate().map_err(slot_refusal).map(|()| Response::Done),
+            Request::Status => Ok(status(&slots)),
+            Request::SelfTest if active.is_none() => {
+                Err(Response::Error { code: ErrorCode::NothingActive, expected: 1, found: 0 })
             }
-            Request::Detach if self.active.take().is_none() => {
-                self.refuse(id, ErrorCode::NothingActive, 1, 0);
+            Request::SelfTest => Ok(Response::Tested { digest: u64::MAX, ticks: 9 }),
+            Request::Log { .. } => Ok(Response::Done),
+            Request::Statistics => Ok(Response::Statistics {
+                frames: self.requests,
+                bad_frames: 0,
+                rows: 0,
+                run_ticks: 0,
+                installs: 0,
+                activations: 0,
+                detaches: 0,
+                failed_self_tests: 0,
+                rollbacks: 0,
+                peak_stack_bytes: 512,
+            }),
+            request => {
+                self.slots = Some(slots);
+                return self.run(id, request);
             }
-            Request::SelfTest if self.active.is_none() => self.refuse(id, ErrorCode::NothingActive, 1, 0),
-            Request::Detach => self.answer(id, &Response::Done),
-            Request::SelfTest => self.answer(id, &Response::Tested { digest: u64::MAX, ticks: 9 }),
+        };
+        self.slots = Some(slots);
+        match done {
+            Ok(response) | Err(response) => self.answer(id, &response),
+        }
+    }
+
+    /// What stands in for a network.
+    fn run(&mut self, id: u8, request: Request<'_>) {
+        match request {
             Request::Features { offset, data } => {
                 let values = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
                 self.features.truncate(offset as usize);
@@ -252,26 +418,8 @@ impl Fake {
                 }
                 self.answer(id, &Response::Generated { n_tokens: max_tokens, digest: 3, ticks: 11 });
             }
-            Request::Statistics => self.answer(
-                id,
-                &Response::Statistics {
-                    frames: self.requests,
-                    bad_frames: 0,
-                    rows: 0,
-                    run_ticks: 0,
-                    installs: 0,
-                    activations: 0,
-                    detaches: 0,
-                    failed_self_tests: 0,
-                    peak_stack_bytes: 512,
-                },
-            ),
+            _ => self.refuse(id, ErrorCode::UnknownMessage, 0, 0),
         }
-    }
-
-    fn progress(&mut self, id: u8) {
-        let next = self.partial.as_ref().map_or(0, |partial| partial.file.len() as u32);
-        self.answer(id, &Response::Progress { next });
     }
 
     fn part(&mut self, id: u8, offset: usize) {
@@ -294,11 +442,26 @@ impl Fake {
     }
 }
 
-fn damaged(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    let at = frame.len() / 2;
-    frame[at] ^= 0x10;
-    frame
+fn applied(activation: Activation) -> link::Active {
+    let mode = if activation.flag { Mode::Merged } else { Mode::Streamed };
+    link::Active { slot: activation.slot as u8, mode }
+}
+
+fn status(slots: &Slots<MemFlash>) -> Response<'static> {
+    let state = slots.state();
+    let slot = |activation: Option<Activation>| activation.map(|activation| activation.slot as u8);
+    Response::Status(Status {
+        running: state.active().map(applied),
+        trial: slot(state.trial),
+        confirmed: slot(state.confirmed),
+        previous: slot(state.previous),
+        rolled_back: state.rolled_back.map(|slot| slot as u8),
+        sequence: 0,
+        floor: state.floor,
+        upload: slots
+            .upload()
+            .map(|(slot, announcement, progress)| (slot as u8, progress.next(), announcement.len)),
+    })
 }
 
 impl Transport for Fake {
@@ -306,64 +469,75 @@ impl Transport for Fake {
         if self.cut {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, "cut"));
         }
+        // A lone delimiter is no frame: it is not counted and cannot be lost.
         if bytes == [0] {
-            return Ok(());
-        }
-        let fate = (self.fates)(true, self.towards);
-        self.towards += 1;
-        let bytes = match fate {
-            Fate::Arrives => bytes.to_vec(),
-            Fate::ArrivesTwice => [bytes, bytes].concat(),
-            Fate::IsDamaged => damaged(bytes),
-            Fate::IsLost => return Ok(()),
-            Fate::Reboots => {
-                (self.uploading, self.active) = (false, None);
-                return Ok(());
-            }
-            Fate::Cuts => {
-                self.cut = true;
-                return Ok(());
-            }
-        };
-        for byte in bytes {
-            let Framed::Message(message) = self.deframer.push(byte) else { continue };
-            let message = message.to_vec();
-            if let Ok((id, request)) = link::decode(&message) {
-                self.handle(id, request);
-            }
+            self.towards.push_back((self.now, vec![0]));
+        } else {
+            self.transmit(true, bytes.to_vec());
         }
         Ok(())
     }
 
-    /// Never waits: an empty wire is a deadline that has passed.
-    fn receive(&mut self, buffer: &mut [u8], _: Instant) -> io::Result<usize> {
-        if self.cut {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "cut"));
+    fn receive(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        let deadline = deadline.saturating_duration_since(self.start);
+        loop {
+            if self.cut {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "cut"));
+            }
+            let arrival = self.back.front().map(|(at, _)| *at);
+            match self.towards.front().map(|(at, _)| *at) {
+                Some(at) if at <= deadline && arrival.is_none_or(|arrival| at <= arrival) => {
+                    self.now = self.now.max(at);
+                    let bytes = self.towards.pop_front().map(|(_, bytes)| bytes).unwrap_or_default();
+                    self.read(&bytes);
+                }
+                _ => break,
+            }
         }
-        // Odd pieces, so that frames begin and end anywhere.
-        let len = self.outbox.len().min(buffer.len()).min(37);
-        buffer.iter_mut().zip(self.outbox.drain(..len)).for_each(|(to, from)| *to = from);
-        Ok(len)
+        match self.back.front_mut() {
+            Some((at, bytes)) if *at <= deadline => {
+                self.now = self.now.max(*at);
+                // Odd pieces, so that frames begin and end anywhere.
+                let len = bytes.len().min(buffer.len()).min(37);
+                buffer.iter_mut().zip(bytes.drain(..len)).for_each(|(to, from)| *to = from);
+                if bytes.is_empty() {
+                    self.back.pop_front();
+                }
+                Ok(len)
+            }
+            _ => {
+                self.now = self.now.max(deadline);
+                Ok(0)
+            }
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.start + self.now
     }
 }
 
-/// An adapter file of some size for `base`; nothing but its frame is right.
-pub(crate) fn file(task: &str, base: BaseId, payload_bytes: usize) -> Vec<u8> {
-    let codes: Vec<i8> = (0..payload_bytes).map(|at| (at * 7 % 251) as u8 as i8).collect();
-    AdapterData {
-        task: task.into(),
-        base_id: base,
-        sequence: 4,
-        alpha: 8.0,
-        patches: vec![PatchData {
-            site: 1,
-            scales: vec![half::f16::from_f32(0.5), half::f16::from_f32(0.25)],
-            lora_a: codes,
-            lora_b: Vec::new(),
-        }],
-        head: None,
-        self_test: SelfTest { seed: 1, rows: 1, digest: 2 },
+/// An adapter file for the fake device's base, with a payload of about `payload_bytes`, signed.
+pub(crate) fn file(task: &str, sequence: u32, payload_bytes: usize) -> Vec<u8> {
+    let mut file = unsigned(task, payload_bytes);
+    key().sign(&mut file, ProductId::of(PRODUCT), sequence, 1000).unwrap();
+    file
+}
+
+/// The same without a signature.
+pub(crate) fn unsigned(task: &str, payload_bytes: usize) -> Vec<u8> {
+    let network = fixture::decoder();
+    let mut left = payload_bytes;
+    let mut sites = Vec::new();
+    for ((_, weight), index) in network.sites().zip(0u16..) {
+        let per_rank = (weight.shape().rows + weight.shape().cols) as usize;
+        let rank = (left / per_rank).min(256);
+        if rank > 0 {
+            sites.push((index, rank));
+            left -= rank * per_rank;
+        }
     }
-    .write()
-    .unwrap()
+    let mut data = fixture::adapter(&network, &sites, None, 0.1, 5);
+    data.task = task.into();
+    data.write().unwrap()
 }

@@ -9,6 +9,7 @@ mod answer;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod lossy;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -20,13 +21,12 @@ use std::time::{Duration, Instant};
 use rankpatch_format::Error as FormatError;
 use rankpatch_format::digest::Digest;
 use rankpatch_format::link::{
-    Deframer, ErrorCode, Framed, MAX_DATA_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Mode, Request, Response,
-    decode, encode,
+    Deframer, Framed, MAX_CHUNK_BYTES, MAX_DATA_BYTES, Mode, Request, Response, decode, encode, frame_bytes,
 };
 
 use answer::Answer;
 pub use answer::{
-    Activated, Active, Generated, Info, Installed, Output, Slot, Statistics, Tested, mode_name,
+    Activated, Active, Generated, Info, Installed, Output, Slot, Statistics, Status, Tested, mode_name,
 };
 pub use error::{ClientError, Refusal, Result};
 pub use transport::{Address, DEFAULT_BAUD, Serial, Tcp, Transport};
@@ -37,13 +37,13 @@ pub use upload::Upload;
 pub struct Options {
     /// Wait for an answer that needs no work.
     pub answer_timeout: Duration,
-    /// Wait for an answer that needs a run of the network or an erased flash sector.
+    /// Wait for an answer that needs a run of the network, or an erased or verified slot.
     pub work_timeout: Duration,
     /// Times that a request is sent again.
     pub retries: u32,
-    /// Chunks in flight during an upload, at least 1.
+    /// Chunks in flight during an upload, at least 1; no more than the device allows.
     pub window: usize,
-    /// Bytes of a chunk, 1 to [`MAX_DATA_BYTES`].
+    /// Bytes of a chunk; no more than the device allows.
     pub chunk_bytes: usize,
 }
 
@@ -53,8 +53,8 @@ impl Default for Options {
             answer_timeout: Duration::from_secs(2),
             work_timeout: Duration::from_mins(1),
             retries: 4,
-            window: 4,
-            chunk_bytes: MAX_DATA_BYTES,
+            window: usize::MAX,
+            chunk_bytes: MAX_CHUNK_BYTES,
         }
     }
 }
@@ -102,6 +102,12 @@ pub struct Device<T> {
     unread: Range<usize>,
     id: u8,
     wire: Wire,
+    /// Bytes of a chunk and chunks in flight that the device allows, once it was asked.
+    limits: Option<(usize, usize)>,
+    /// Bytes of the device's log that came and were not taken yet.
+    log: Vec<u8>,
+    /// Bytes of the log that the device had to drop.
+    log_lost: u32,
 }
 
 impl<T: Transport> Device<T> {
@@ -118,6 +124,9 @@ impl<T: Transport> Device<T> {
             unread: 0..0,
             id: 0,
             wire: Wire::default(),
+            limits: None,
+            log: Vec::new(),
+            log_lost: 0,
         };
         // Ends whatever an earlier, interrupted session left in the device's frame buffer.
         device.send_bytes("hello", &[0])?;
@@ -135,7 +144,10 @@ impl<T: Transport> Device<T> {
     /// A [`ClientError`], as with every request below.
     pub fn info(&mut self) -> Result<Info> {
         match self.ask("info", &Request::Info, self.options.answer_timeout)?.0 {
-            Answer::Info(info) => Ok(info),
+            Answer::Info(info) => {
+                self.limits = Some((info.chunk_bytes.into(), info.window.into()));
+                Ok(info)
+            }
             other => wrong("info", "Info", &other),
         }
     }
@@ -163,20 +175,82 @@ impl<T: Transport> Device<T> {
     /// Erases a slot.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] if the slot is active, empty or does not exist, and as above.
+    /// [`ClientError::Refused`] if the slot is in use or does not exist, and as above.
     pub fn remove(&mut self, slot: u8) -> Result<()> {
-        self.ask_done("remove", &Request::Remove { slot }, &[ErrorCode::EmptySlot])
+        self.ask_done("remove", &Request::Remove { slot })
     }
 
-    /// Applies the adapter in a slot and runs its self-test.
+    /// Ends an upload that is under way and erases what is there of it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn abort(&mut self) -> Result<()> {
+        self.ask_done("abort", &Request::Abort)
+    }
+
+    /// Applies the adapter in a slot, runs its self-test and puts it on trial: for `trial_seconds`, or until a reset if that
+    /// is 0.
     ///
     /// # Errors
     /// [`ClientError::Refused`], the adapter before being applied again, and as above.
-    pub fn activate(&mut self, slot: u8, mode: Mode) -> Result<Activated> {
-        match self.ask("activate", &Request::Activate { slot, mode }, self.options.work_timeout)?.0 {
+    pub fn activate(&mut self, slot: u8, mode: Mode, trial_seconds: u32) -> Result<Activated> {
+        let request = Request::Activate { slot, mode, trial_seconds };
+        match self.ask("activate", &request, self.options.work_timeout)?.0 {
             Answer::Activated(activated) => Ok(activated),
             other => wrong("activate", "Activated", &other),
         }
+    }
+
+    /// Makes the trial of a slot permanent.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the slot does not run, and as above.
+    pub fn confirm(&mut self, slot: u8) -> Result<Status> {
+        self.status_after("confirm", &Request::Confirm { slot }, self.options.work_timeout)
+    }
+
+    /// Goes back from a slot to what was confirmed before it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn roll_back(&mut self, slot: u8) -> Result<Status> {
+        self.status_after("rollback", &Request::Rollback { slot }, self.options.work_timeout)
+    }
+
+    /// What runs, and what would after a reset.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn status(&mut self) -> Result<Status> {
+        self.status_after("status", &Request::Status, self.options.answer_timeout)
+    }
+
+    fn status_after(&mut self, name: &'static str, request: &Request<'_>, wait: Duration) -> Result<Status> {
+        match self.ask(name, request, wait)?.0 {
+            Answer::Status(status) => Ok(status),
+            other => wrong(name, "Status", &other),
+        }
+    }
+
+    /// Turns the log on or off.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn set_log(&mut self, on: bool) -> Result<()> {
+        self.ask_done("log", &Request::Log { on })
+    }
+
+    /// Bytes of the log that have come by `deadline`, and how many the device had to drop since its start. While answers are
+    /// awaited the log is collected, too.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn log(&mut self, deadline: Instant) -> Result<(Vec<u8>, u32)> {
+        if self.log.is_empty() {
+            // An answer that comes now is late, and belongs to nobody.
+            let _ = self.poll("log", deadline)?;
+        }
+        Ok((std::mem::take(&mut self.log), self.log_lost))
     }
 
     /// Goes back to the plain base.
@@ -184,7 +258,7 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// As above.
     pub fn detach(&mut self) -> Result<()> {
-        self.ask_done("detach", &Request::Detach, &[ErrorCode::NothingActive])
+        self.ask_done("detach", &Request::Detach)
     }
 
     /// Runs the self-test of the active adapter.
@@ -209,7 +283,7 @@ impl<T: Transport> Device<T> {
         let mut offset = 0;
         for group in features.chunks(MAX_DATA_BYTES / 4) {
             let data: Vec<u8> = group.iter().flat_map(|value| value.to_le_bytes()).collect();
-            self.ask_done("features", &Request::Features { offset, data: &data }, &[])?;
+            self.ask_done("features", &Request::Features { offset, data: &data })?;
             offset += group.len() as u32;
         }
         self.output(&Request::Run { rows })
@@ -295,7 +369,7 @@ impl<T: Transport> Device<T> {
                 }
                 other => return wrong("generate", "Token or Generated", &other),
             }
-            let deadline = Instant::now() + self.options.work_timeout;
+            let deadline = self.transport.now() + self.options.work_timeout;
             answer = loop {
                 match self.poll("generate", deadline)? {
                     Some((number, answer)) if number == id => break answer,
@@ -317,15 +391,53 @@ impl<T: Transport> Device<T> {
         }
     }
 
-    /// Asks for something that is answered with `Done`. If the answer to an earlier attempt was lost, a refusal with
-    /// one of `already` says that the work is done.
-    fn ask_done(&mut self, name: &'static str, request: &Request<'_>, already: &[ErrorCode]) -> Result<()> {
-        match self.ask_any(name, request, self.options.work_timeout)? {
-            (Answer::Done, _) => Ok(()),
-            (Answer::Refused(refusal), 1..) if already.contains(&refusal.code) => Ok(()),
-            (Answer::Refused(refusal), _) => Err(ClientError::Refused { request: name, refusal }),
-            (other, _) => wrong(name, "Done", &other),
+    /// Asks for something that is answered with `Done`.
+    fn ask_done(&mut self, name: &'static str, request: &Request<'_>) -> Result<()> {
+        match self.ask(name, request, self.options.work_timeout)?.0 {
+            Answer::Done => Ok(()),
+            other => wrong(name, "Done", &other),
         }
+    }
+
+    /// Like [`Device::ask`] for work that takes long but is cheap to ask for again: the first waits are short and double each
+    /// time, up to the time that work may take.
+    fn ask_soon(&mut self, name: &'static str, request: &Request<'_>) -> Result<Answer> {
+        let id = self.next_id();
+        let mut wait = self.options.answer_timeout.min(self.options.work_timeout);
+        let mut waited = Duration::ZERO;
+        let mut attempts = 0;
+        while attempts <= self.options.retries || waited < self.options.work_timeout {
+            match self.ask_once(name, id, request, wait)? {
+                Some(Answer::Refused(refusal)) => {
+                    return Err(ClientError::Refused { request: name, refusal });
+                }
+                Some(answer) => return Ok(answer),
+                None => {}
+            }
+            attempts += 1;
+            waited += wait;
+            wait = (wait * 2).min(self.options.work_timeout);
+        }
+        Err(no_answer(name, waited, attempts))
+    }
+
+    /// Sends a request and waits for its answer.
+    fn ask_once(
+        &mut self,
+        name: &'static str,
+        id: u8,
+        request: &Request<'_>,
+        wait: Duration,
+    ) -> Result<Option<Answer>> {
+        self.send(name, id, request)?;
+        let deadline = self.transport.now() + wait;
+        while let Some((number, answer)) = self.poll(name, deadline)? {
+            // Another number belongs to a request that is over: an answer that was late or came twice.
+            if number == id {
+                return Ok(Some(answer));
+            }
+        }
+        Ok(None)
     }
 
     /// Like [`Device::ask_any`], with a refusal as an error.
@@ -345,26 +457,22 @@ impl<T: Transport> Device<T> {
     ) -> Result<(Answer, u32)> {
         let id = self.next_id();
         for attempt in 0..=self.options.retries {
-            self.send(name, id, request)?;
-            let deadline = Instant::now() + wait;
-            while let Some((number, answer)) = self.poll(name, deadline)? {
-                // Another number belongs to a request that is over: an answer that was late or came twice.
-                if number == id {
-                    return Ok((answer, attempt));
-                }
+            if let Some(answer) = self.ask_once(name, id, request, wait)? {
+                return Ok((answer, attempt));
             }
         }
         Err(no_answer(name, wait, self.options.retries + 1))
     }
 
     fn next_id(&mut self) -> u8 {
-        self.id = self.id.wrapping_add(1);
+        // The number 0 is the log's.
+        self.id = self.id.wrapping_add(1).max(1);
         self.id
     }
 
     fn send(&mut self, name: &'static str, id: u8, request: &Request<'_>) -> Result<()> {
-        let (mut scratch, mut frame) = ([0; MAX_MESSAGE_BYTES], [0; MAX_FRAME_BYTES]);
-        let frame = encode(id, request, &mut scratch, &mut frame)?;
+        let mut frame = [0; frame_bytes(MAX_CHUNK_BYTES)];
+        let frame = encode(id, request, &mut frame)?;
         self.send_bytes(name, frame)
     }
 
@@ -382,6 +490,13 @@ impl<T: Transport> Device<T> {
                 self.unread.start = at + 1;
                 let Framed::Message(message) = self.deframer.push(self.buffer[at]) else { continue };
                 match decode::<Response<'_>>(message) {
+                    Ok((_, Response::Log { lost, data })) => {
+                        self.log.extend_from_slice(data);
+                        self.log_lost = lost;
+                        if request == "log" {
+                            return Ok(None);
+                        }
+                    }
                     Ok((id, response)) => return Ok(Some((id, Answer::from(response)))),
                     // The checksum held: waiting for another answer would not help.
                     Err(error @ FormatError::UnknownVersion { .. }) => return Err(error.into()),

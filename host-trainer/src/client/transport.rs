@@ -28,6 +28,11 @@ pub trait Transport {
     /// # Errors
     /// If the port fails or the other side has closed it.
     fn receive(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize>;
+
+    /// The time that deadlines are measured by. A simulated link has its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 impl<T: Transport + ?Sized> Transport for Box<T> {
@@ -38,6 +43,10 @@ impl<T: Transport + ?Sized> Transport for Box<T> {
     fn receive(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         (**self).receive(buffer, deadline)
     }
+
+    fn now(&self) -> Instant {
+        (**self).now()
+    }
 }
 
 impl<T: Transport + ?Sized> Transport for &mut T {
@@ -47,6 +56,10 @@ impl<T: Transport + ?Sized> Transport for &mut T {
 
     fn receive(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         (**self).receive(buffer, deadline)
+    }
+
+    fn now(&self) -> Instant {
+        (**self).now()
     }
 }
 

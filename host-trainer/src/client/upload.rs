@@ -2,10 +2,12 @@
 //! the same file stopped.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rankpatch_format::link::{ErrorCode, MAX_DATA_BYTES, Request};
+use rankpatch_format::header::HEADER_BYTES;
+use rankpatch_format::link::{CHUNK_ALIGN, ErrorCode, Request};
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
 use super::answer::Answer;
 use super::{ClientError, Device, Installed, Result, Transport, Wire, no_answer, wrong};
@@ -13,6 +15,12 @@ use super::{ClientError, Device, Installed, Result, Transport, Wire, no_answer, 
 /// Rounds in a row that bring no progress before an upload is given up: far more than a link needs on which one frame
 /// in three is lost.
 const MAX_STALLS: u32 = 24;
+/// Chunks in order after which the window grows by one again.
+const GROW_AFTER: u32 = 8;
+/// The window after a loss: enough to keep a line busy, little to send again.
+const LOSSY_WINDOW: usize = 2;
+/// Shortest wait for the answer to a chunk.
+const LEAST_PATIENCE: Duration = Duration::from_millis(50);
 
 /// An upload that is complete and committed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,7 +29,7 @@ pub struct Upload {
     pub slot: u8,
     /// What the slot holds now.
     pub installed: Installed,
-    /// Offset from which the upload went on; 0 if it began anew.
+    /// Offset from which the upload went on; 0 if it began anew, the file's length if it was installed already.
     pub resumed_at: u32,
     /// Chunks sent.
     pub chunks: u32,
@@ -31,63 +39,66 @@ pub struct Upload {
     pub wire: Wire,
 }
 
-/// A chunk whose answer is awaited.
+/// A chunk whose answer may be awaited.
 struct InFlight {
     id: u8,
     end: u32,
+    sent: Instant,
+    /// Whether the chunk asks for an answer, and was not sent before: then its answer tells how long one takes.
+    timed: bool,
 }
 
 impl<T: Transport> Device<T> {
-    /// Writes `file` into `slot` and commits it; `progress` hears the bytes that the device has. The slot is checked
-    /// afterwards: it holds the file or this is an error.
+    /// Writes `file` into `slot`, or the slot that the device chooses, and has it committed; `progress` hears the bytes that
+    /// the device has. The slot is described afterwards: it holds the file or this is an error.
     ///
     /// # Errors
     /// [`ClientError::Refused`] with the device's reason, [`ClientError::NoAnswer`] or [`ClientError::Io`] if the link
     /// is lost (a second call goes on where this one stopped), [`ClientError::NotInstalled`].
-    pub fn upload(&mut self, slot: u8, file: &[u8], mut progress: impl FnMut(u32)) -> Result<Upload> {
+    pub fn upload(&mut self, slot: Option<u8>, file: &[u8], mut progress: impl FnMut(u32)) -> Result<Upload> {
+        if self.limits.is_none() {
+            self.info()?;
+        }
         let start = self.wire;
         let len = file.len() as u32;
-        let begin = Request::Begin { slot, len, crc: rankpatch_format::crc32(file) };
+        let sha256: [u8; 32] = Sha256::digest(file).into();
+        let header = file.get(..HEADER_BYTES).unwrap_or(file);
+        let begin = Request::Begin { slot, header, sha256: &sha256 };
         let resumed_at = self.begin(&begin, len)?;
         progress(resumed_at);
         let mut upload = Transfer { acknowledged: resumed_at, highest: resumed_at, ..Transfer::default() };
-        loop {
+        let slot = loop {
             self.send_chunks(&begin, file, &mut upload, &mut progress)?;
-            match self.ask_any("finish", &Request::Finish, self.options.work_timeout)? {
-                (Answer::Done, _) => break,
-                // The first answer was lost and the upload is over, which the slot will confirm.
-                (Answer::Refused(refusal), 1..) if refusal.code == ErrorCode::NoUpload => break,
-                (Answer::Refused(refusal), _)
+            match self.ask_soon("finish", &Request::Finish) {
+                Ok(Answer::Slot(slot)) => break slot,
+                Err(ClientError::Refused { refusal, .. })
                     if matches!(refusal.code, ErrorCode::Incomplete | ErrorCode::NoUpload)
                         && upload.failures < self.options.retries =>
                 {
                     upload.failures += 1;
                     upload.acknowledged = self.begin(&begin, len)?;
                 }
-                (Answer::Refused(refusal), _) => {
-                    return Err(ClientError::Refused { request: "finish", refusal });
-                }
-                (other, _) => return wrong("finish", "Done", &other),
+                Err(error) => return Err(error),
+                Ok(other) => return wrong("finish", "Slot", &other),
             }
-        }
-        let installed = self.slot(slot)?.adapter;
-        let found = installed.as_ref().map_or(0, |installed| installed.file_bytes);
-        match installed {
+        };
+        let found = slot.adapter.as_ref().map_or(0, |installed| installed.file_bytes);
+        match slot.adapter {
             Some(installed) if found == len => Ok(Upload {
-                slot,
+                slot: slot.slot,
                 installed,
                 resumed_at,
                 chunks: upload.chunks,
                 repeated_chunks: upload.repeated,
                 wire: self.wire.since(start),
             }),
-            _ => Err(ClientError::NotInstalled { slot, expected: len, found }),
+            _ => Err(ClientError::NotInstalled { slot: slot.slot, expected: len, found }),
         }
     }
 
     fn begin(&mut self, begin: &Request<'_>, len: u32) -> Result<u32> {
-        match self.ask("begin", begin, self.options.work_timeout)?.0 {
-            Answer::Progress { next } => Ok(next.min(len)),
+        match self.ask_soon("begin", begin)? {
+            Answer::Progress { next, .. } => Ok(next.min(len)),
             other => wrong("begin", "Progress", &other),
         }
     }
@@ -96,7 +107,8 @@ impl<T: Transport> Device<T> {
     ///
     /// A device stores only the chunk that it needs next. So an answer that needs less than its chunk's end says that
     /// a chunk before it was lost: everything from there is sent again, and the other answers to the old round are
-    /// ignored by their numbers. If answers stop, `Begin` finds out where the device is.
+    /// ignored by their numbers. If answers stop, the first chunk that has none is sent again; if that does not help, `Begin`
+    /// finds out where the device is.
     fn send_chunks(
         &mut self,
         begin: &Request<'_>,
@@ -106,40 +118,67 @@ impl<T: Transport> Device<T> {
     ) -> Result<()> {
         const NAME: &str = "chunk";
         let len = file.len() as u32;
-        let chunk_bytes = self.options.chunk_bytes.clamp(1, MAX_DATA_BYTES);
+        let (chunk_bytes, most) = self.limits.unwrap_or((CHUNK_ALIGN as usize, 1));
+        let chunk_bytes =
+            chunk_bytes.min(self.options.chunk_bytes) / CHUNK_ALIGN as usize * CHUNK_ALIGN as usize;
+        let chunk_bytes = chunk_bytes.max(CHUNK_ALIGN as usize);
+        let most = most.min(self.options.window).max(1);
+        let mut window = most;
+        let mut in_order = 0;
+        let mut unanswered = 0;
         let mut in_flight = VecDeque::new();
         let mut cursor = upload.acknowledged;
         while upload.acknowledged < len {
-            while in_flight.len() < self.options.window.max(1) && cursor < len {
+            while in_flight.len() < window && cursor < len {
                 let data = &file[cursor as usize..];
                 let data = &data[..data.len().min(chunk_bytes)];
                 let id = self.next_id();
-                self.send(NAME, id, &Request::Chunk { offset: cursor, data })?;
+                unanswered += 1;
+                let end = cursor + data.len() as u32;
+                // Half a window is answered while the other half is on its way.
+                let answer = unanswered >= (window / 2).max(1) || end == len;
+                self.send(NAME, id, &Request::Chunk { answer, offset: cursor, data })?;
+                unanswered = if answer { 0 } else { unanswered };
+                let again = cursor < upload.highest;
                 upload.chunks += 1;
-                upload.repeated += u32::from(cursor < upload.highest);
-                cursor += data.len() as u32;
+                upload.repeated += u32::from(again);
+                cursor = end;
                 upload.highest = upload.highest.max(cursor);
-                in_flight.push_back(InFlight { id, end: cursor });
+                in_flight.push_back(InFlight {
+                    id,
+                    end,
+                    sent: self.transport.now(),
+                    timed: answer && !again,
+                });
             }
-            let next = match self.chunk_answer(&mut in_flight)? {
-                Some((Answer::Progress { next }, end)) => {
-                    if next != end {
+            let next = match self.chunk_answer(&mut in_flight, upload)? {
+                Some((Answer::Progress { next, .. }, end)) => {
+                    if next == end {
+                        in_order += 1;
+                        if in_order % GROW_AFTER == 0 {
+                            window = (window + 1).min(most);
+                        }
+                    } else {
                         cursor = next.min(len);
                         in_flight.clear();
                         upload.stalls += 1;
+                        (window, in_order, unanswered) = (LOSSY_WINDOW.min(most), 0, 0);
                     }
                     next.min(len)
                 }
                 Some((Answer::Refused(refusal), _)) if refusal.code != ErrorCode::NoUpload => {
                     return Err(ClientError::Refused { request: NAME, refusal });
                 }
-                Some((Answer::Refused(_), _)) | None => {
+                lost @ (Some((Answer::Refused(_), _)) | None) => {
                     if upload.failures >= self.options.retries {
                         return Err(no_answer(NAME, self.options.answer_timeout, upload.failures + 1));
                     }
                     upload.failures += 1;
+                    upload.patience = upload.patience.map(|patience| patience * 2);
                     in_flight.clear();
-                    cursor = self.begin(begin, len)?;
+                    (window, in_order, unanswered) = (LOSSY_WINDOW.min(most), 0, 0);
+                    let ask = lost.is_some() || upload.failures > 1;
+                    cursor = if ask { self.begin(begin, len)? } else { upload.acknowledged };
                     cursor
                 }
                 Some((other, _)) => return wrong(NAME, "Progress", &other),
@@ -159,11 +198,24 @@ impl<T: Transport> Device<T> {
 
     /// The next answer to a chunk in flight with the chunk's end; `None` if none comes in time. Chunks before the
     /// answered one leave the flight with it: they are stored or lost.
-    fn chunk_answer(&mut self, in_flight: &mut VecDeque<InFlight>) -> Result<Option<(Answer, u32)>> {
-        let deadline = Instant::now() + self.options.answer_timeout;
+    fn chunk_answer(
+        &mut self,
+        in_flight: &mut VecDeque<InFlight>,
+        upload: &mut Transfer,
+    ) -> Result<Option<(Answer, u32)>> {
+        let most = self.options.answer_timeout;
+        let wait = upload.patience.unwrap_or(most).clamp(LEAST_PATIENCE.min(most), most);
+        let deadline = self.transport.now() + wait;
         while let Some((id, answer)) = self.poll("chunk", deadline)? {
             if let Some(at) = in_flight.iter().position(|chunk| chunk.id == id) {
-                let end = in_flight[at].end;
+                let chunk = &in_flight[at];
+                if chunk.timed {
+                    let took = self.transport.now().saturating_duration_since(chunk.sent);
+                    // Twice the smoothed time: sending, transmitting, storing and answering.
+                    let smoothed = upload.smoothed.map_or(took, |smoothed| (smoothed * 7 + took) / 8);
+                    (upload.smoothed, upload.patience) = (Some(smoothed), Some(smoothed.max(took) * 2));
+                }
+                let end = chunk.end;
                 in_flight.drain(..=at);
                 return Ok(Some((answer, end)));
             }
@@ -185,4 +237,8 @@ struct Transfer {
     failures: u32,
     /// Rounds since the last progress.
     stalls: u32,
+    /// Time between a chunk and its answer.
+    smoothed: Option<Duration>,
+    /// How long the next answer is waited for.
+    patience: Option<Duration>,
 }

@@ -1,24 +1,26 @@
 //! `rankpatch device`: what a device is asked, and its answers for people and programs.
 
-use std::path::{Path, PathBuf};
+mod log;
+mod push;
+mod text;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
-use rankpatch_format::adapter::Preview;
 use rankpatch_format::link::Mode;
 use serde::Serialize;
 
-use super::console::{Console, Format, Table, fields, grouped};
-use super::exit::{At as _, BAD_INPUT, Failure, Outcome};
+use super::console::{Console, Format, fields, grouped};
+use super::exit::{BAD_INPUT, FAILURE, Failure, Outcome, REFUSED};
 use super::features::Source;
 use super::labels;
-use super::progress::Bar;
 use super::sim::{Answer, SamplingArgs};
-use crate::Error;
+use crate::client::lossy::{Faults, Lossy};
 use crate::client::{
-    Activated, Active, Address, ClientError, Device, Generated, Info, Options, Output, Sampling, Slot,
-    Statistics, Transport, Upload, mode_name,
+    Activated, Address, ClientError, Device, Generated, Options, Output, Sampling, Transport, mode_name,
 };
+use text::{info_text, slots_text, statistics_text, status_text};
 
 /// The device behind an open port.
 type Port = Device<Box<dyn Transport>>;
@@ -27,15 +29,18 @@ type Port = Device<Box<dyn Transport>>;
 pub(super) struct Args {
     #[command(subcommand)]
     verb: Verb,
-    /// The device: tcp:HOST:PORT, or a serial port as PATH[@BAUD]
-    #[arg(long, global = true, value_name = "PORT")]
-    port: Option<Address>,
+    /// The device: tcp:HOST:PORT, or a serial port as PATH[@BAUD]; `push` takes several, each with its own --port
+    #[arg(long = "port", global = true, value_name = "PORT")]
+    ports: Vec<Address>,
     /// Seconds to wait for work that a request asks for: a run, an erased flash sector
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     timeout: f32,
     /// How often to ask again where no answer comes
     #[arg(long, global = true, value_name = "N", default_value_t = Options::default().retries)]
     retries: u32,
+    /// Damage the link on purpose, for tests: shares of frames, as in drop=0.1,duplicate=0,reorder=0,corrupt=0.02,stall=0,seed=7
+    #[arg(long, global = true, value_name = "FAULTS", hide = true)]
+    lossy: Option<Faults>,
     /// How to print the result
     #[arg(long, global = true, value_enum, default_value_t)]
     format: Format,
@@ -55,17 +60,29 @@ enum Verb {
     /// The adapters in the slots
     List,
     /// Uploads an adapter; goes on where an interrupted upload of the same file stopped
-    Push(Push),
-    /// Applies the adapter in a slot and runs its self-test
+    Push(push::Args),
+    /// Applies the adapter in a slot, runs its self-test and puts it on trial
     Activate {
         /// Index of the slot, or the name of the task
         slot: SlotName,
+        #[command(flatten)]
+        trial: Trial,
         /// Stream the factors, or merge them into weights in RAM
         #[arg(long, value_enum, default_value_t)]
         mode: ModeArg,
     },
-    /// Goes back to the plain base
+    /// Makes the trial under way permanent: the adapter runs after a reset, too
+    Confirm,
+    /// Goes back from what runs to what was confirmed before
+    Rollback,
+    /// Goes back to the plain base, also after resets
     Detach,
+    /// What runs, what would run after a reset, and how far an upload is
+    Status,
+    /// Gives up an upload that is under way
+    Abort,
+    /// Shows the device's log as it comes
+    Log(log::Args),
     /// Runs the self-test of the adapter that is applied
     Selftest,
     /// Runs the network over a text or features
@@ -90,29 +107,11 @@ enum Verb {
     },
     /// Counters since the device started
     Stats,
-    /// Erases a slot that is not applied
+    /// Erases a slot that is not in use
     Remove {
         /// Index of the slot, or the name of the task
         slot: SlotName,
     },
-}
-
-#[derive(Debug, clap::Args)]
-struct Push {
-    /// The adapter file
-    file: PathBuf,
-    /// The slot to write; without it, the one with the same task unless it is applied, or an empty one
-    #[arg(long, value_name = "N")]
-    slot: Option<u8>,
-    /// Apply the adapter afterwards
-    #[arg(long)]
-    activate: bool,
-    /// How to apply it
-    #[arg(long, value_enum, default_value_t, requires = "activate")]
-    mode: ModeArg,
-    /// Chunks in flight
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
-    window: u8,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -152,11 +151,27 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     match &args.verb {
         Verb::Info => console.print(format, &connect(args)?.info()?, info_text),
         Verb::List => console.print(format, &connect(args)?.slots()?, |slots| slots_text(slots)),
-        Verb::Push(push) => self::push(args, push, console),
-        Verb::Activate { slot, mode } => {
+        Verb::Push(push) => push::run(args, push, console),
+        Verb::Log(log) => log::run(args, log, console),
+        Verb::Confirm => {
+            let mut device = connect(args)?;
+            let slot = running(&mut device)?;
+            console.print(format, &device.confirm(slot)?, status_text)
+        }
+        Verb::Rollback => {
+            let mut device = connect(args)?;
+            let slot = running(&mut device)?;
+            console.print(format, &device.roll_back(slot)?, status_text)
+        }
+        Verb::Status => console.print(format, &connect(args)?.status()?, status_text),
+        Verb::Abort => {
+            connect(args)?.abort()?;
+            console.print(format, &Done { done: true }, |_| "no upload is under way\n".into())
+        }
+        Verb::Activate { slot, trial, mode } => {
             let mut device = connect(args)?;
             let slot = find_slot(&mut device, slot)?;
-            let activation = activate(&mut device, slot, (*mode).into())?;
+            let activation = activate(&mut device, slot, (*mode).into(), *trial)?;
             console.print(format, &activation, Activation::text)
         }
         Verb::Detach => {
@@ -190,10 +205,17 @@ struct Done {
 }
 
 fn connect(args: &Args) -> Outcome<Port> {
-    let Some(address) = &args.port else {
-        return Err(Failure::usage("--port is missing: expected tcp:HOST:PORT or PATH[@BAUD]"));
-    };
-    let window = if let Verb::Push(push) = &args.verb { push.window.into() } else { 1 };
+    match args.ports.as_slice() {
+        [address] => open(args, address, usize::MAX),
+        [] => Err(Failure::usage("--port is missing: expected tcp:HOST:PORT or PATH[@BAUD]")),
+        ports => Err(Failure::usage(format!(
+            "expected one --port, found {}: only push takes several",
+            ports.len()
+        ))),
+    }
+}
+
+fn open(args: &Args, address: &Address, window: usize) -> Outcome<Port> {
     let options = Options {
         work_timeout: Duration::from_secs_f32(args.timeout),
         answer_timeout: Duration::from_secs_f32(args.timeout).min(Options::default().answer_timeout),
@@ -201,7 +223,20 @@ fn connect(args: &Args) -> Outcome<Port> {
         window,
         ..Options::default()
     };
-    Ok(Device::new(address.open()?, options)?)
+    let port = address.open()?;
+    let port = match args.lossy {
+        Some(faults) => Box::new(Lossy::new(port, faults)),
+        None => port,
+    };
+    Ok(Device::new(port, options)?)
+}
+
+/// The slot that runs.
+fn running(device: &mut Port) -> Outcome<u8> {
+    let running = device.status()?.running.map(|active| active.slot);
+    running.ok_or_else(|| {
+        Failure::new(REFUSED, anyhow::anyhow!("no adapter runs: expected one, found the plain base"))
+    })
 }
 
 fn find_slot(device: &mut Port, name: &SlotName) -> Outcome<u8> {
@@ -222,22 +257,11 @@ fn find_slot(device: &mut Port, name: &SlotName) -> Outcome<u8> {
     })
 }
 
-/// What a push did.
-#[derive(Debug, Serialize)]
-struct Pushed {
-    payload_bytes: usize,
-    file_bytes: usize,
-    wire_bytes: u64,
-    seconds: f64,
-    #[serde(flatten)]
-    upload: Upload,
-    activation: Option<Activation>,
-}
-
 #[derive(Debug, Serialize)]
 struct Activation {
     slot: u8,
     mode: &'static str,
+    confirmed: bool,
     #[serde(flatten)]
     activated: Activated,
 }
@@ -246,72 +270,33 @@ impl Activation {
     fn text(&self) -> String {
         let Activated { n_patches, weight_bytes_copied, ticks, digest } = self.activated;
         format!(
-            "slot {} is applied, {}: {n_patches} sites, {} weight bytes copied, {} ticks, self-test digest {digest:#018x}\n",
+            "slot {} is applied, {}, {}: {n_patches} sites, {} weight bytes copied, {} ticks, self-test digest {digest:#018x}\n",
             self.slot,
             self.mode,
+            if self.confirmed { "confirmed" } else { "on trial" },
             grouped(weight_bytes_copied),
             grouped(ticks)
         )
     }
 }
 
-fn activate(device: &mut Port, slot: u8, mode: Mode) -> Outcome<Activation> {
-    Ok(Activation { slot, mode: mode_name(mode), activated: device.activate(slot, mode)? })
+/// How long an activation is on trial.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Trial {
+    /// Seconds after which the device goes back unless the trial is confirmed; otherwise it does at a reset
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    trial: u32,
+    /// Confirm at once: nothing is left to try out
+    #[arg(long, conflicts_with = "trial")]
+    confirm: bool,
 }
 
-fn push(args: &Args, push: &Push, console: &mut Console<'_>) -> Outcome {
-    let file = std::fs::read(&push.file).map_err(Error::io(&push.file))?;
-    let preview = Preview::new(&file).at(&push.file)?;
-    let mut device = connect(args)?;
-    let info = device.info()?;
-    check_fit(&push.file, &preview, &info)?;
-    let slot = match push.slot {
-        Some(slot) => slot,
-        None => choose_slot(&mut device, preview.body.task, info.active)?,
-    };
-    let start = std::time::Instant::now();
-    let bar = Bar::new(console.interactive, file.len() as u64);
-    let upload = device.upload(slot, &file, |next| bar.set(next.into()))?;
-    bar.finish();
-    let seconds = start.elapsed().as_secs_f64();
-    let activation = push.activate.then(|| activate(&mut device, slot, push.mode.into())).transpose()?;
-    let pushed = Pushed {
-        payload_bytes: super::inspect::payload_bytes(&preview),
-        file_bytes: file.len(),
-        wire_bytes: upload.wire.total_bytes(),
-        seconds,
-        upload,
-        activation,
-    };
-    console.print(args.format, &pushed, pushed_text)
-}
-
-/// Refuses before anything is sent what the device would refuse afterwards.
-fn check_fit(path: &Path, preview: &Preview<'_>, info: &Info) -> Outcome {
-    let (expected, found) = (info.base_id, preview.header.base_id);
-    if expected != found {
-        return Err(Failure::from(rankpatch_format::Error::WrongBase { expected, found }).at(path));
+fn activate(device: &mut Port, slot: u8, mode: Mode, trial: Trial) -> Outcome<Activation> {
+    let activated = device.activate(slot, mode, trial.trial)?;
+    if trial.confirm {
+        device.confirm(slot)?;
     }
-    let (most, found) = (info.slot_bytes, preview.file.len());
-    if found > most as usize {
-        let error = anyhow::anyhow!(
-            "the file does not fit into a slot: expected at most {most} bytes, found {found}"
-        );
-        return Err(Failure::new(BAD_INPUT, error)
-            .at(path)
-            .hint("a lower rank or fewer target_modules make it smaller"));
-    }
-    Ok(())
-}
-
-/// The slot with the same task unless it is applied, or the first empty one.
-fn choose_slot(device: &mut Port, task: &str, active: Option<Active>) -> Outcome<u8> {
-    let slots = device.slots()?;
-    let idle = || slots.iter().filter(|slot| active.is_none_or(|active| active.slot != slot.slot));
-    let same = idle().find(|slot| slot.adapter.as_ref().is_some_and(|adapter| adapter.task == task));
-    let slot = same.or_else(|| idle().find(|slot| slot.adapter.is_none()));
-    let no_slot = || ClientError::NoFreeSlot { task: task.to_owned(), n_slots: slots.len() as u8 };
-    Ok(slot.ok_or_else(no_slot)?.slot)
+    Ok(Activation { slot, mode: mode_name(mode), confirmed: trial.confirm, activated })
 }
 
 /// The output of a run on the device.
@@ -371,88 +356,4 @@ fn generate(args: &Args, prompt: &str, sampling: SamplingArgs, console: &mut Con
     let Generated { ids, digest, ticks, .. } = &generated;
     console.note(&format!("\n{} tokens, digest {digest:#018x}, {} ticks", ids.len(), grouped(*ticks)));
     console.print(args.format, &generated, |_| "\n".into())
-}
-
-fn info_text(info: &Info) -> String {
-    let active = info.active.map_or("the plain base".into(), |active| {
-        format!("slot {}, {}", active.slot, mode_name(active.mode))
-    });
-    fields(&[
-        ("board", info.board.clone()),
-        ("firmware", info.firmware.clone()),
-        ("base", format!("{} ({} sites)", info.base, info.n_sites)),
-        ("id", info.base_id.to_string()),
-        ("slots", format!("{} of {} bytes", info.n_slots, grouped(info.slot_bytes))),
-        (
-            "arena",
-            format!("{} bytes, {} needed", grouped(info.arena_bytes), grouped(info.arena_bytes_needed)),
-        ),
-        ("applied", active),
-    ])
-}
-
-fn slots_text(slots: &[Slot]) -> String {
-    let mut table = Table::new(2, &["slot", "task", "sequence", "sites", "head", "bytes"]);
-    for slot in slots {
-        match &slot.adapter {
-            None => table.row(&[&slot.slot, &"-"]),
-            Some(adapter) => table.row(&[
-                &slot.slot,
-                &adapter.task,
-                &adapter.sequence,
-                &adapter.n_patches,
-                &adapter.head_outputs,
-                &grouped(adapter.file_bytes),
-            ]),
-        }
-    }
-    table.to_string()
-}
-
-fn pushed_text(pushed: &Pushed) -> String {
-    let Pushed { payload_bytes, file_bytes, wire_bytes, seconds, upload, activation } = pushed;
-    let resumed = if upload.resumed_at > 0 {
-        format!(", resumed at {}", grouped(upload.resumed_at))
-    } else {
-        String::new()
-    };
-    let repeated = if upload.repeated_chunks > 0 {
-        format!(", {} repeated", upload.repeated_chunks)
-    } else {
-        String::new()
-    };
-    let text = fields(&[
-        (
-            "slot",
-            format!("{} ({}, sequence {})", upload.slot, upload.installed.task, upload.installed.sequence),
-        ),
-        ("payload", format!("{} bytes", grouped(*payload_bytes))),
-        ("file", format!("{} bytes", grouped(*file_bytes))),
-        (
-            "wire",
-            format!(
-                "{} bytes ({} sent, {} received) in {seconds:.2} s",
-                grouped(*wire_bytes),
-                grouped(upload.wire.sent_bytes),
-                grouped(upload.wire.received_bytes)
-            ),
-        ),
-        ("chunks", format!("{}{repeated}{resumed}", upload.chunks)),
-    ]);
-    text + &activation.as_ref().map_or(String::new(), Activation::text)
-}
-
-fn statistics_text(statistics: &Statistics) -> String {
-    fields(&[
-        (
-            "frames",
-            format!("{} accepted, {} refused", grouped(statistics.frames), grouped(statistics.bad_frames)),
-        ),
-        ("rows run", format!("{} in {} ticks", grouped(statistics.rows), grouped(statistics.run_ticks))),
-        ("installed", grouped(statistics.installs)),
-        ("activated", grouped(statistics.activations)),
-        ("detached", grouped(statistics.detaches)),
-        ("failed self-tests", grouped(statistics.failed_self_tests)),
-        ("peak stack", format!("{} bytes", grouped(statistics.peak_stack_bytes))),
-    ])
 }
