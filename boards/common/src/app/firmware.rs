@@ -52,7 +52,7 @@ pub(super) fn announce() {
         let keys = key_ids().count();
         match (keys, INSECURE) {
             (0, false) => defmt::warn!("no key is built in: every adapter is refused"),
-            _ => info!("product {=str}, {=usize} keys", PRODUCT, keys),
+            _ => defmt::info!("product {=str}, {=usize} keys", PRODUCT, keys),
         }
     }
 }
