@@ -132,9 +132,12 @@ impl<F: MappedFlash> Slots<F> {
         (0..self.geometry.n_slots).find(|slot| self.announcement(*slot) == Ok(*announcement))
     }
 
-    /// The slot for an upload: where it was cut off before; else, of those that hold no installed file, the one erased least
-    /// often; if all do, the one erased least often of those not in use. `None` if all are in use.
+    /// The slot for an upload: where it is under way; else where it was cut off before; else, of those that hold no installed
+    /// file, the one erased least often; if all do, the one erased least often of those not in use. `None` if all are in use.
     pub fn pick(&self, announcement: &Announcement) -> Option<usize> {
+        if let Some(upload) = self.upload.as_ref().filter(|upload| upload.announcement == *announcement) {
+            return Some(upload.slot);
+        }
         let free = || (0..self.geometry.n_slots).filter(|slot| !self.state.is_in_use(*slot));
         let cut = |slot: &usize| {
             self.partial(*slot).ok().flatten().is_some_and(|partial| partial.announcement == *announcement)

@@ -400,6 +400,12 @@ fn layouts_that_do_not_fit_are_refused() {
     install(&mut slots, 0, &[1; 10], 1);
     let flash = slots.into_flash();
     // A journal that lies elsewhere and overlaps is seen as what it is.
+    // Forgetting counts on from what is there.
+    let mut forgotten = Slots::format(Flash::<4>::with(flash.bytes.clone()), LAYOUT, 9).unwrap();
+    forgotten.prepare().unwrap();
+    let forgotten = mounted::<4>(forgotten.into_flash().bytes);
+    assert_eq!(*forgotten.state(), State { floor: 9, ..State::default() });
+    assert_eq!(forgotten.journal_erases(), 2);
     let other = Layout { n_slots: 1, ..LAYOUT };
     let error = Slots::mount(Flash::<4>::with(flash.bytes.clone()), other).unwrap_err().error;
     assert_eq!(error, SlotError::OtherLayout { expected: (1, SLOT), found: (2, SLOT) });
@@ -410,5 +416,6 @@ fn layouts_that_do_not_fit_are_refused() {
 
 #[test]
 fn ram_is_as_stated() {
-    assert!(size_of::<Slots<()>>() <= 360, "{} bytes", size_of::<Slots<()>>());
+    let bytes = size_of::<Slots<()>>();
+    assert!(bytes <= 360, "{bytes} bytes");
 }
