@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use rankpatch::client::{ClientError, Device, Options, Sampling, Tcp, Transport};
 use rankpatch::sim::{self, Input, Simulator};
-use rankpatch_format::adapter::{HEADER_BYTES, TRAILER_BYTES};
-use rankpatch_format::base::Base;
-use rankpatch_format::crc32;
+use rankpatch::keys::SecretKey;
+use rankpatch_format::ProductId;
 use rankpatch_format::fixture;
 use rankpatch_format::layout::Layout;
 use rankpatch_format::link::{ErrorCode, Mode};
@@ -90,10 +89,11 @@ fn host_and_cortex_m4_have_the_same_bits() {
             .collect();
         files.push(("random".to_owned(), random_adapter(&running.simulator)));
         for (slot, (name, file)) in (0u8..).zip(&files) {
-            let upload = running.device.upload(slot, file, |_| {}).unwrap();
+            let file = &signed(file, u32::from(slot) + 1);
+            let upload = running.device.upload(Some(slot), file, |_| {}).unwrap();
             assert_eq!(upload.installed.file_bytes as usize, file.len());
             for mode in [Mode::Streamed, Mode::Merged] {
-                let activated = running.device.activate(slot, mode).unwrap();
+                let activated = running.device.activate(slot, mode, 0).unwrap();
                 let host = running.simulator.clone().with_adapter(file.clone(), mode).unwrap();
                 assert_eq!(activated.weight_bytes_copied == 0, mode == Mode::Streamed);
                 let (found, expected) = running.outputs(&task, &host);
@@ -119,6 +119,14 @@ fn random_adapter(simulator: &Simulator) -> Vec<u8> {
         (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 6)).collect();
     let data = fixture::adapter(&network, &sites, None, 0.05, 17);
     sealed(&data, simulator)
+}
+
+/// `file` signed by the key that the firmware trusts, for its product.
+fn signed(file: &[u8], sequence: u32) -> Vec<u8> {
+    let mut file = file.to_vec();
+    let key = SecretKey::read(&path(firmware::SECRET_KEY)).unwrap();
+    key.sign(&mut file, ProductId::of(firmware::PRODUCT), sequence, 16).unwrap();
+    file
 }
 
 fn sealed(data: &AdapterData, simulator: &Simulator) -> Vec<u8> {
@@ -151,9 +159,9 @@ fn stories_and_names_are_the_same_on_host_and_device() {
     let story = compare(&plain, "", 0.0, 0);
     assert!(story.starts_with("Once upon a time, there was a little girl named Lily."), "{story}");
     compare(&plain, "The dog", 0.9, 5);
-    let file = adapter("names");
-    running.device.upload(2, &file, |_| {}).unwrap();
-    running.device.activate(2, Mode::Streamed).unwrap();
+    let file = signed(&adapter("names"), 1);
+    running.device.upload(Some(2), &file, |_| {}).unwrap();
+    running.device.activate(2, Mode::Streamed, 0).unwrap();
     let named = plain.clone().with_adapter(file, Mode::Streamed).unwrap();
     let mut compare = |host: &Simulator, prompt: &str, temperature: f32, seed: u32| {
         let (on_device, on_host) = sampling(temperature, seed);
@@ -179,23 +187,12 @@ fn refusal(result: Result<impl std::fmt::Debug, ClientError>) -> ErrorCode {
     }
 }
 
-/// `file` changed by `change`, with its checksum made right again.
-fn resealed(file: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut file = file[..file.len() - TRAILER_BYTES].to_vec();
-    change(&mut file);
-    let len = (file.len() + TRAILER_BYTES) as u32;
-    file[4..HEADER_BYTES].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32(&file);
-    file.extend(crc.to_le_bytes());
-    file
-}
-
 #[test]
 fn bad_adapters_are_refused_and_the_active_one_stays() {
     let mut running = boot("stories260k", "refusals");
-    let good = adapter("names");
-    running.device.upload(0, &good, |_| {}).unwrap();
-    running.device.activate(0, Mode::Streamed).unwrap();
+    let good = signed(&adapter("names"), 1);
+    running.device.upload(Some(0), &good, |_| {}).unwrap();
+    running.device.activate(0, Mode::Streamed, 0).unwrap();
     let sampling = Sampling { max_tokens: 12, temperature: 0.0, seed: 1 };
     let expected = running.device.generate("", sampling, |_, _| {}).unwrap();
     let network = rankpatch_format::write::Network::read(&running.simulator.base().unwrap());
@@ -203,7 +200,7 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
     let changed = |change: &dyn Fn(&mut AdapterData)| {
         let mut data = data.clone();
         change(&mut data);
-        data.write().unwrap()
+        signed(&data.write().unwrap(), 2)
     };
     let mut flipped = good.clone();
     flipped[1000] ^= 4;
@@ -212,13 +209,12 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
     let mut version = good.clone();
     version[3] = 9;
     let bad: Vec<(ErrorCode, Vec<u8>)> = vec![
-        (ErrorCode::WrongBase, adapter("speaker")),
+        (ErrorCode::WrongBase, signed(&adapter("speaker"), 2)),
         (ErrorCode::Truncated, good[..good.len() - 5].to_vec()),
         (ErrorCode::TrailingBytes, [&good[..], &[0]].concat()),
         (ErrorCode::Corrupt, flipped),
         (ErrorCode::BadMagic, magic),
         (ErrorCode::UnknownVersion, version),
-        (ErrorCode::TrailingBytes, resealed(&good, |file| file.push(1))),
         (ErrorCode::RankOutOfRange, changed(&|a| a.patches[0].scales.clear())),
         (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::NAN)),
         (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::ZERO)),
@@ -228,18 +224,18 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
         (ErrorCode::NothingToApply, changed(&|a| a.patches.clear())),
     ];
     for (code, file) in bad {
-        assert_eq!(refusal(running.device.upload(1, &file, |_| {})), code);
+        assert_eq!(refusal(running.device.upload(Some(1), &file, |_| {})), code);
         assert!(running.device.slot(1).unwrap().adapter.is_none(), "{code:?}: the file stayed");
-        assert_eq!(refusal(running.device.activate(1, Mode::Streamed)), ErrorCode::EmptySlot);
+        assert_eq!(refusal(running.device.activate(1, Mode::Streamed, 0)), ErrorCode::EmptySlot);
     }
     // Valid but with another digest than this device computes: it is installed, but not kept active.
-    running.device.upload(1, &data.write().unwrap(), |_| {}).unwrap();
-    assert_eq!(refusal(running.device.activate(1, Mode::Streamed)), ErrorCode::SelfTestFailed);
-    assert_eq!(refusal(running.device.activate(1, Mode::Merged)), ErrorCode::SelfTestFailed);
-    assert_eq!(refusal(running.device.activate(9, Mode::Streamed)), ErrorCode::NoSuchSlot);
-    assert_eq!(refusal(running.device.upload(0, &good, |_| {})), ErrorCode::SlotActive);
+    running.device.upload(Some(1), &signed(&data.write().unwrap(), 2), |_| {}).unwrap();
+    assert_eq!(refusal(running.device.activate(1, Mode::Streamed, 0)), ErrorCode::SelfTestFailed);
+    assert_eq!(refusal(running.device.activate(1, Mode::Merged, 0)), ErrorCode::SelfTestFailed);
+    assert_eq!(refusal(running.device.activate(9, Mode::Streamed, 0)), ErrorCode::NoSuchSlot);
+    assert_eq!(refusal(running.device.upload(Some(0), &good, |_| {})), ErrorCode::SlotActive);
     assert_eq!(refusal(running.device.remove(0)), ErrorCode::SlotActive);
-    assert_eq!(refusal(running.device.upload(1, &vec![0; 70_000], |_| {})), ErrorCode::OutOfRange);
+    assert_eq!(refusal(running.device.upload(Some(1), &vec![0; 70_000], |_| {})), ErrorCode::OutOfRange);
     assert_eq!(refusal(running.device.run_features(&[0.0; 40], 1)), ErrorCode::WrongInput);
     let long = "word ".repeat(180);
     assert!(
@@ -277,16 +273,16 @@ fn broken_uploads_go_on() {
     let mut stream = running.qemu.connect(Duration::from_secs(10)).unwrap();
     stream.write_all(&[7, 9, 0, 0, 1, 255, 3, 0]).unwrap();
     drop(stream);
-    let file = adapter("intent");
+    let file = signed(&adapter("intent"), 1);
     let open = || Tcp::connect(&address).unwrap();
     let port = Breaking { port: open(), left: 20_000 };
-    let broken = Device::new(port, Options::default()).unwrap().upload(3, &file, |_| {});
+    let broken = Device::new(port, Options::default()).unwrap().upload(Some(3), &file, |_| {});
     assert!(matches!(broken, Err(ClientError::Io { .. })), "{broken:?}");
     let mut device = Device::new(open(), Options::default()).unwrap();
-    let upload = device.upload(3, &file, |_| {}).unwrap();
+    let upload = device.upload(Some(3), &file, |_| {}).unwrap();
     assert!(upload.resumed_at >= 10_000, "went on at {}", upload.resumed_at);
     assert!(upload.wire.sent_bytes < 40_000, "{} bytes were sent again", upload.wire.sent_bytes);
-    assert_eq!(device.activate(3, Mode::Streamed).unwrap().n_patches, 35);
+    assert_eq!(device.activate(3, Mode::Streamed, 0).unwrap().n_patches, 35);
     assert!(device.statistics().unwrap().bad_frames >= 1);
 }
 
@@ -299,6 +295,4 @@ fn a_device_without_a_base_says_so() {
     let transport = Tcp::connect(&qemu.link_address().to_string()).unwrap();
     let mut device = Device::new(transport, Options::default()).unwrap();
     assert_eq!(refusal(device.info()), ErrorCode::NoBase);
-    let image = image("stories260k", Layout::Dsp4x4);
-    assert!(Base::new(image.bytes()).is_ok());
 }

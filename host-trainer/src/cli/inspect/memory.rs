@@ -137,11 +137,11 @@ fn ratio(a: f64, b: f64) -> f64 {
 }
 
 pub(super) fn text(report: &Report) -> String {
-    let mut table = Table::new(1, &["region", "bytes", "what it holds"]);
+    let mut table = Table::new(2, &["region", "what it holds", "bytes"]);
     for Region { name, bytes, what } in &report.regions {
-        table.row(&[name, &grouped(*bytes), what]);
+        table.row(&[name, what, &grouped(*bytes)]);
     }
-    table.row(&[&"arena", &grouped(report.arena_bytes), &format!("for {} rows", report.context)]);
+    table.row(&[&"arena", &format!("for {} rows", report.context), &grouped(report.arena_bytes)]);
     let mut text = table.to_string();
     if report.bytes_per_token > 0 {
         text += &format!("\nabout {} bytes for one row of context more or less\n", grouped(report.bytes_per_token));
