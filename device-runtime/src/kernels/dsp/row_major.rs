@@ -364,7 +364,7 @@ row_pairs!(
     /// # Safety
     /// As there.
     row_pairs_aligned,
-    2,
+    4,
     "108",
     load3_aligned,
     "mov r12, #0\n mov lr, #0",
