@@ -364,7 +364,7 @@ row_pairs!(
     /// # Safety
     /// As there.
     row_pairs_aligned,
-    4,
+    2,
     "108",
     load3_aligned,
     "mov r12, #0\n mov lr, #0",
