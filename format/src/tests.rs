@@ -475,6 +475,7 @@ fn golden_files_are_what_is_written() {
     let bodies = [
         ("decoder-rowmajor.rpb", decoder.write(Layout::RowMajor, 4).unwrap()),
         ("decoder-dsp4x4.rpb", decoder.write(Layout::Dsp4x4, 4).unwrap()),
+        ("decoder-mve4x16.rpb", decoder.write(Layout::Mve4x16, 4).unwrap()),
         ("encoder-rowmajor.rpb", encoder.write(Layout::RowMajor, 4).unwrap()),
         ("decoder.rpa", some_adapter(&decoder).write().unwrap()),
         ("encoder.rpa", some_adapter(&encoder).write().unwrap()),

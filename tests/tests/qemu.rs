@@ -25,11 +25,16 @@ struct Running {
     simulator: Simulator,
 }
 
-/// Boots the firmware with a carried base in its partition.
+/// Boots the Cortex-M4's firmware with a carried base in its partition.
 fn boot(base: &str, name: &str) -> Running {
-    let board = Board::find("qemu-mps2-an386").unwrap();
+    boot_on("qemu-mps2-an386", Layout::Dsp4x4, base, name)
+}
+
+/// Boots a board's firmware with a carried base, laid out for its core, in its partition.
+fn boot_on(board: &str, layout: Layout, base: &str, name: &str) -> Running {
+    let board = Board::find(board).unwrap();
     let elf = firmware::build(&board, "firmware").unwrap();
-    let image = image(base, Layout::Dsp4x4);
+    let image = image(base, layout);
     let folder = path("target/tests");
     std::fs::create_dir_all(&folder).unwrap();
     let file = folder.join(format!("{name}.rpb"));
@@ -76,8 +81,17 @@ impl Running {
 
 #[test]
 fn host_and_cortex_m4_have_the_same_bits() {
+    same_bits("qemu-mps2-an386", Layout::Dsp4x4);
+}
+
+#[test]
+fn host_and_cortex_m55_have_the_same_bits() {
+    same_bits("qemu-mps3-an547", Layout::Mve4x16);
+}
+
+fn same_bits(board: &str, layout: Layout) {
     for base in BASES {
-        let mut running = boot(base, &format!("bits-{base}"));
+        let mut running = boot_on(board, layout, base, &format!("bits-{board}-{base}"));
         let task = task(base);
         let plain_host = running.simulator.clone();
         let (plain, expected) = running.outputs(&task, &plain_host);

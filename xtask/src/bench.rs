@@ -77,14 +77,9 @@ pub(crate) fn run(mode: Mode) -> Result<()> {
             print_networks(&networks);
         }
         Mode::Bless => println!("{}", snapshot().bless(&measured(all()))?.display()),
+        Mode::Check => snapshot().check(&measured(all()))?,
     }
     Ok(())
-}
-
-/// Counts everything and compares it with the committed snapshot.
-pub(crate) fn check() -> Result<()> {
-    let (kernels, networks) = (kernels()?, networks()?);
-    snapshot().check(&measured(kernels.iter().chain(&networks)))
 }
 
 fn snapshot() -> Snapshot {

@@ -23,11 +23,11 @@ Tasks:
   setup           installs what is missing: Rust targets (rustup) and QEMU (the system's package manager)
   test            formatting, lints, every test on the host and in QEMU; ends with the counts
   demo            trains an adapter and switches an emulated Cortex-M4 to it and back
-  bench [--json]  instruction counts of kernels and networks on the emulated cores; with --bless instead, writes
-                  them to tests/golden/bench.json, with which `test` compares
+  bench [--json]  instruction counts of kernels and networks on the emulated cores. --bless writes them to
+                  tests/golden/bench.json instead; --check, as `test` does, fails if one has grown by more than 1 %
   golden          writes the golden files of the format anew; review them as a change of the format
   tidy            the rules for source files that no compiler checks
-  sizes [--json]  flash and RAM of the firmware by section, and its peak stack; --bless as for bench
+  sizes [--json]  flash and RAM of the firmware by section, and its peak stack; --bless and --check as for bench
 
 Exit codes: 0 success, 1 a check or a step failed, 2 wrong usage, 3 something must be installed by hand first.";
 

@@ -30,13 +30,9 @@ pub(crate) fn run(mode: Mode) -> Result<()> {
         }
         Mode::Table => reports.iter().for_each(Report::print),
         Mode::Bless => println!("{}", snapshot().bless(&measured(&reports))?.display()),
+        Mode::Check => snapshot().check(&measured(&reports))?,
     }
     Ok(())
-}
-
-/// Compares flash, RAM and stack of the firmware with the committed snapshot.
-pub(crate) fn check() -> Result<()> {
-    snapshot().check(&measured(&measure()?))
 }
 
 fn snapshot() -> Snapshot {

@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     Json,
     /// Write the snapshot.
     Bless,
+    /// Compare with the snapshot.
+    Check,
 }
 
 impl Mode {
@@ -26,6 +28,7 @@ impl Mode {
             [] => Some(Self::Table),
             ["--json"] => Some(Self::Json),
             ["--bless"] => Some(Self::Bless),
+            ["--check"] => Some(Self::Check),
             _ => None,
         }
     }

@@ -9,6 +9,7 @@ use xtask::board::Board;
 use xtask::machine::{self, Machine};
 use xtask::{ExitCode, cargo, firmware, workspace_root};
 
+use crate::snapshot::Mode;
 use crate::{bench, setup, sizes, tidy};
 
 /// Runs every check and every test. The last line on stdout is `N passed, N failed`.
@@ -65,8 +66,8 @@ pub(crate) fn run() -> Result<ExitCode> {
         ];
         report.cargo(&name, &lints);
     }
-    report.step("kernels on every emulated core, and instruction counts", bench::check);
-    report.step("sizes of the firmware", sizes::check);
+    report.step("kernels on every emulated core, and instruction counts", || bench::run(Mode::Check));
+    report.step("sizes of the firmware", || sizes::run(Mode::Check));
     report.tests(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
     Ok(report.finish())
 }

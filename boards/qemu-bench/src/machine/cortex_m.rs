@@ -32,13 +32,13 @@ pub(crate) fn start_counter() {
 }
 
 /// The counter, which falls and wraps at 24 bits.
-#[inline(always)]
+#[inline]
 pub(crate) fn now() -> u32 {
     SYST::get_current()
 }
 
 /// Instructions since `start`; wrong after more than one wrap of the counter, two million instructions or more.
-#[inline(always)]
+#[inline]
 pub(crate) fn instructions_since(start: u32) -> u32 {
     let ticks = u64::from(start.wrapping_sub(now()) & RELOAD);
     let (numerator, denominator) = INSTRUCTIONS_PER_TICK;

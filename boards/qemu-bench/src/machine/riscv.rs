@@ -21,7 +21,7 @@ global_asm!(
 
 pub(crate) fn start_counter() {}
 
-#[inline(always)]
+#[inline]
 pub(crate) fn now() -> u32 {
     let count: u32;
     // SAFETY: reads a counter.
@@ -30,7 +30,7 @@ pub(crate) fn now() -> u32 {
 }
 
 /// Instructions since `start`, at most 2^25.
-#[inline(always)]
+#[inline]
 pub(crate) fn instructions_since(start: u32) -> u32 {
     (now().wrapping_sub(start) + 64) >> 7
 }

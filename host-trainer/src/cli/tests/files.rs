@@ -172,10 +172,14 @@ fn a_published_model_becomes_a_base_image() {
         let line = format!("base build --from {} --target {target} -o @{name} --format json", from.display());
         fixture.run(&line).json()
     };
-    let (m4, m0) = (build("cortex-m4", "m4.rpb"), build("cortex-m0", "m0.rpb"));
-    assert_eq!((m4["layout"].as_str(), m0["layout"].as_str()), (Some("Dsp4x4"), Some("RowMajor")));
-    assert_eq!(m4["base_id"], m0["base_id"], "one adapter serves both");
-    let report = fixture.run("inspect @m4.rpb --format json").json();
+    let targets = [("cortex-m4", "Dsp4x4"), ("cortex-m55", "Mve4x16"), ("cortex-m0", "RowMajor")];
+    let [m4, m55, m0] = targets.map(|(target, layout)| {
+        let built = build(target, &format!("{target}.rpb"));
+        assert_eq!(built["layout"].as_str(), Some(layout));
+        built
+    });
+    assert_eq!([&m55["base_id"], &m0["base_id"]], [&m4["base_id"]; 2], "one adapter serves all");
+    let report = fixture.run("inspect @cortex-m4.rpb --format json").json();
     assert_eq!(
         (&report["identity"]["computed"], &report["identity"]["equal"]),
         (&m4["base_id"], &Value::Bool(true))
