@@ -11,8 +11,8 @@ const N_SLOTS: usize = 4;
 
 type Partition = Slots<Flash<4, PAGE>>;
 
-/// Installs a file of 1,500 bytes that names its number, and confirms it.
-fn install(slots: &mut Partition, number: u32) {
+/// Installs a file of 1,500 bytes that names its number, and confirms it. Returns the words and the erases of its activation.
+fn install(slots: &mut Partition, number: u32) -> (usize, u32) {
     let mut file = vec![0x5A; 1500];
     file[..4].copy_from_slice(&number.to_le_bytes());
     let announcement = Announcement::of(&file);
@@ -29,8 +29,18 @@ fn install(slots: &mut Partition, number: u32) {
         .expect("progress");
     }
     slots.finish(|_, _| Ok::<_, ()>(number)).expect("an install");
+    slots.prepare().expect("room in the journal");
+    let before = cost(slots);
     slots.start_trial(Activation { slot, flag: false }).expect("a trial");
+    let after = cost(slots);
     slots.confirm().expect("a confirmation");
+    (after.0 - before.0, after.1 - before.1)
+}
+
+/// Words written and pages erased so far.
+fn cost(slots: &Partition) -> (usize, u32) {
+    let nor = &slots.flash().0;
+    (nor.words_written, nor.erases.iter().sum())
 }
 
 /// Fewest and most erases of some pages.
@@ -45,7 +55,7 @@ fn ten_thousand_installs_wear_all_slots_alike() {
     let flash = Flash(Nor::new(4, PAGE, blank, 0xFF, Rng::new(1)));
     let mut slots = Partition::mount(flash, layout).expect("a partition");
     for number in 1..=INSTALLS {
-        install(&mut slots, number);
+        assert_eq!(install(&mut slots, number), (1, 0), "words and erases of an activation");
         // A device that is switched off now and then.
         if number % 7 == 0 {
             slots = Partition::mount(slots.into_flash(), layout).expect("a partition");
@@ -59,6 +69,7 @@ fn ten_thousand_installs_wear_all_slots_alike() {
     println!(
         "{INSTALLS} installs: {least} to {most} erases per page of a slot, {journal_least} to {journal_most} per page of the journal"
     );
+    println!("{INSTALLS} activations: 1 word and 0 erases each");
     assert!(most <= 2 * least && journal_most <= 2 * journal_least, "wear is not even");
     assert_eq!(slots.flash().0.violation, None);
     // The counters that the journal keeps are those of the flash.
