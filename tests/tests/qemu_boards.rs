@@ -254,7 +254,7 @@ fn resets_during_uploads(name: &str, resets: usize, bytes: u32) {
                 // SIGKILL: nothing is flushed by the emulator itself.
                 qemu.take().unwrap().stop();
             } else {
-                qemu.as_mut().unwrap().monitor().system_reset().unwrap();
+                qemu.as_mut().unwrap().reset().unwrap();
             }
         };
         let port = Cutting { port, left, moment, cut: Some(Box::new(cut)) };
