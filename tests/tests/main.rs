@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "the figures that the tests measure, shown with --nocapture")]
 
 mod parity;
+mod power_cuts;
 mod qemu;
 mod qemu_boards;
 mod quality;

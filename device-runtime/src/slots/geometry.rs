@@ -64,7 +64,7 @@ impl Geometry {
         if n_slots == 0 || n_slots > MAX_SLOTS {
             return bad("number of slots", MAX_SLOTS, n_slots);
         }
-        if journal_pages < MIN_JOURNAL_PAGES || journal_pages > MAX_JOURNAL_PAGES {
+        if !(MIN_JOURNAL_PAGES..=MAX_JOURNAL_PAGES).contains(&journal_pages) {
             return bad("pages of the journal", MIN_JOURNAL_PAGES, journal_pages);
         }
         if erased != 0xFF && erased != 0x00 {

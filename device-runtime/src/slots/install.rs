@@ -132,9 +132,12 @@ impl<F: MappedFlash> Slots<F> {
         (0..self.geometry.n_slots).find(|slot| self.announcement(*slot) == Ok(*announcement))
     }
 
-    /// The slot for an upload: where it was cut off before; else, of those that hold no installed file, the one erased least
-    /// often; if all do, the one erased least often of those not in use. `None` if all are in use.
+    /// The slot for an upload: where it is under way; else where it was cut off before; else, of those that hold no installed
+    /// file, the one erased least often; if all do, the one erased least often of those not in use. `None` if all are in use.
     pub fn pick(&self, announcement: &Announcement) -> Option<usize> {
+        if let Some(upload) = self.upload.as_ref().filter(|upload| upload.announcement == *announcement) {
+            return Some(upload.slot);
+        }
         let free = || (0..self.geometry.n_slots).filter(|slot| !self.state.is_in_use(*slot));
         let cut = |slot: &usize| {
             self.partial(*slot).ok().flatten().is_some_and(|partial| partial.announcement == *announcement)
@@ -162,7 +165,7 @@ impl<F: MappedFlash> Slots<F> {
     /// The offset in the file where a cut upload goes on.
     fn resume_at(&self, slot: &[u8], announcement: &Announcement) -> u32 {
         let len = announcement.len as usize;
-        let used = slot.get(..FILE_OFFSET + self.pages(len) * self.geometry.page).unwrap_or(slot);
+        let used = slot.get(..self.pages(len) * self.geometry.page).unwrap_or(slot);
         let written = used.iter().rposition(|byte| *byte != self.geometry.erased).map_or(0, |last| last + 1);
         let at = match self.geometry.resume {
             Resume::Page => written.saturating_sub(1) / self.geometry.page * self.geometry.page,
@@ -207,7 +210,7 @@ impl<F: MappedFlash> Slots<F> {
         let next = stored.map_or(0, |partial| partial.next);
         let pages = self.pages(found);
         let erase = match (self.geometry.resume, next) {
-            (_, 0) => 0..pages,
+            (_, 0) => 0..self.used_pages(slot)?.max(pages),
             (Resume::Page, next) => (FILE_OFFSET + next as usize) / self.geometry.page..pages,
             (Resume::Word, _) => pages..pages,
         };
@@ -228,7 +231,9 @@ impl<F: MappedFlash> Slots<F> {
     pub fn poll(&mut self) -> Result<Progress, SlotError> {
         let mut upload = self.upload.take().ok_or(SlotError::NoUpload)?;
         let start = self.geometry.slot(upload.slot)?.start;
-        if let Some(page) = upload.erase.next() {
+        // The last page first: as long as the record can be read, all before the last byte that is not erased is what was
+        // written there.
+        if let Some(page) = upload.erase.next_back() {
             erase_page(&mut self.flash, &self.geometry, start + page * self.geometry.page)?;
         }
         if upload.erase.is_empty() && upload.fresh {
@@ -363,18 +368,19 @@ impl<F: MappedFlash> Slots<F> {
         }
     }
 
-    /// Gives up the upload under way, so that it cannot go on: the first page of its slot is erased.
+    /// Gives up the upload under way, so that it cannot go on: erases its pages, one after the other.
     ///
     /// # Errors
     /// [`SlotError::Flash`].
     pub fn abort(&mut self) -> Result<(), SlotError> {
         match self.upload.take() {
-            Some(upload) => self.erase_record(upload.slot),
+            Some(upload) => self.erase_file(upload.slot),
             None => Ok(()),
         }
     }
 
-    /// Gives up the file in `slot`, or the upload that was cut off there. An empty slot stays as it is.
+    /// Gives up the file in `slot`, or the upload that was cut off there, and erases its pages, one after the other. An empty slot
+    /// stays as it is.
     ///
     /// # Errors
     /// [`SlotError::NoSuchSlot`], [`SlotError::InUse`], [`SlotError::Busy`], [`SlotError::Flash`].
@@ -390,12 +396,21 @@ impl<F: MappedFlash> Slots<F> {
             return Ok(());
         }
         self.append_sealed(Mark::Erased(slot))?;
-        self.erase_record(slot)
+        self.erase_file(slot)
     }
 
-    fn erase_record(&mut self, slot: usize) -> Result<(), SlotError> {
+    /// Pages of the file that the record in `slot` speaks of, at least one.
+    fn used_pages(&self, slot: usize) -> Result<usize, SlotError> {
+        let record = self.flash.mapped().get(self.geometry.slot(slot)?).and_then(Announcement::decode);
+        Ok(record.map_or(1, |record| self.pages(record.len as usize)))
+    }
+
+    /// Erases the pages of a file, the record's last.
+    fn erase_file(&mut self, slot: usize) -> Result<(), SlotError> {
         let start = self.geometry.slot(slot)?.start;
-        erase_page(&mut self.flash, &self.geometry, start)
+        (0..self.used_pages(slot)?).rev().try_for_each(|page| {
+            erase_page(&mut self.flash, &self.geometry, start + page * self.geometry.page)
+        })
     }
 }
 

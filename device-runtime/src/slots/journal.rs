@@ -1,7 +1,7 @@
 //! The journal: a few pages, each a snapshot of the state, two seals, then marks. Pages are used in turn and numbered; the
 //! highest number counts. What a mount finds is never appended to: the first write after it opens a fresh page.
 //!
-//! Which page is erased for that: one without a snapshot; else the oldest, if the newest is sealed, so complete; else the
+//! Which pages are erased for that: those without a snapshot; else the oldest, if the newest is sealed, so complete; else the
 //! newest, which was cut off and only restates the one before. So the page that the state hangs on is not touched.
 
 use super::geometry::{Geometry, erase_page, program};
@@ -114,7 +114,12 @@ impl Journal {
         // Without the newest page the one before it is the newest: complete, since this one was opened after it.
         self.sealed = true;
         let start = geometry.journal_page(page);
-        erase_page(flash, geometry, start)?;
+        // A page that holds no snapshot now may hold one at the next reading, with the number that is given away here.
+        for (other, epoch) in self.epochs.iter().enumerate().take(geometry.journal_pages) {
+            if *epoch == 0 {
+                erase_page(flash, geometry, geometry.journal_page(other))?;
+            }
+        }
         let mut snapshot = [geometry.erased; MAX_SNAPSHOT_BYTES.next_multiple_of(MAX_WRITE_SIZE)];
         state.encode(epoch, geometry, &mut snapshot);
         let len = snapshot_bytes(geometry.n_slots).next_multiple_of(geometry.word);

@@ -28,8 +28,8 @@ use life::Running;
 
 pub use firmware::{INSECURE, PRODUCT};
 
-/// Bytes of a frame that boards with memory to spare take: chunks of 2,048 bytes.
-pub const LARGE_FRAME: usize = 2090;
+/// Bytes of a frame that boards with memory to spare take: chunks of 4,096 bytes.
+pub const LARGE_FRAME: usize = 4160;
 /// Bytes of a frame that every request fits: chunks of 1,120 bytes.
 pub const USUAL_FRAME: usize = frame_bytes(MAX_DATA_BYTES);
 
@@ -48,12 +48,12 @@ macro_rules! info {
 }
 use info;
 
-/// Runs the application for ever, with chunks of 2,048 bytes, two in flight.
+/// Runs the application for ever, with chunks of 4,096 bytes, four in flight.
 ///
 /// With a base partition that holds no valid base it still answers, with [`ErrorCode::NoBase`], so that a host can say
 /// what is wrong.
 pub fn run<B: Board>(parts: Parts<B>) -> ! {
-    run_with::<B, LARGE_FRAME>(parts, 2)
+    run_with::<B, LARGE_FRAME>(parts, 4)
 }
 
 /// The same with frames of at most `FRAME` bytes, which the receiver has a buffer for, and `window` chunks in flight, which the
