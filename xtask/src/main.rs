@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod golden;
+mod nightly;
 mod setup;
 mod sizes;
 mod snapshot;
@@ -26,6 +27,8 @@ Tasks:
   bench [--json]  instruction counts of kernels and networks on the emulated cores. --bless writes them to
                   tests/golden/bench.json instead; --check, as `test` does, fails if one has grown by more than 1 %
   golden          writes the golden files of the format anew; review them as a change of the format
+  miri            readers and slots under Miri; needs a nightly compiler
+  fuzz [TARGET [RUNS]]  libFuzzer on every target of fuzz/, 1,000,000 executions each; needs nightly and cargo-fuzz
   tidy            the rules for source files that no compiler checks
   sizes [--json]  flash and RAM of the firmware by section, and its peak stack; --bless and --check as for bench
 
@@ -38,6 +41,8 @@ enum Task {
     Demo,
     Bench(Mode),
     Golden,
+    Miri,
+    Fuzz { target: Option<String>, runs: Option<u64> },
     Tidy,
     Sizes(Mode),
     Help,
@@ -51,6 +56,12 @@ impl Task {
             ["demo"] => Self::Demo,
             ["bench", rest @ ..] => Self::Bench(Mode::parse(rest)?),
             ["golden"] => Self::Golden,
+            ["miri"] => Self::Miri,
+            ["fuzz"] => Self::Fuzz { target: None, runs: None },
+            ["fuzz", target] => Self::Fuzz { target: Some((*target).to_owned()), runs: None },
+            ["fuzz", target, runs] => {
+                Self::Fuzz { target: Some((*target).to_owned()), runs: Some(runs.parse().ok()?) }
+            }
             ["tidy"] => Self::Tidy,
             ["sizes", rest @ ..] => Self::Sizes(Mode::parse(rest)?),
             ["help" | "--help" | "-h"] => Self::Help,
@@ -65,6 +76,10 @@ impl Task {
             Self::Demo => demo::run().map(|()| ExitCode::Success),
             Self::Bench(mode) => bench::run(mode).map(|()| ExitCode::Success),
             Self::Golden => golden::run().map(|()| ExitCode::Success),
+            Self::Miri => nightly::miri().map(|()| ExitCode::Success),
+            Self::Fuzz { ref target, runs } => {
+                nightly::fuzz(target.as_deref(), runs).map(|()| ExitCode::Success)
+            }
             Self::Tidy => tidy::run(),
             Self::Sizes(mode) => sizes::run(mode).map(|()| ExitCode::Success),
             Self::Help => {
