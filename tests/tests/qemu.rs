@@ -216,19 +216,18 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
         change(&mut data);
         signed(&data.write().unwrap(), 2)
     };
-    let mut flipped = good.clone();
-    flipped[1000] ^= 4;
-    let mut magic = good.clone();
-    magic[0] = b'X';
-    let mut version = good.clone();
-    version[3] = 9;
+    let next = signed(&adapter("names"), 2);
+    let broken = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut file = next.clone();
+        change(&mut file);
+        file
+    };
     let bad: Vec<(ErrorCode, Vec<u8>)> = vec![
         (ErrorCode::WrongBase, signed(&adapter("speaker"), 2)),
-        (ErrorCode::Truncated, good[..good.len() - 5].to_vec()),
-        (ErrorCode::TrailingBytes, [&good[..], &[0]].concat()),
-        (ErrorCode::Corrupt, flipped),
-        (ErrorCode::BadMagic, magic),
-        (ErrorCode::UnknownVersion, version),
+        (ErrorCode::Stale, good.clone()),
+        (ErrorCode::Corrupt, broken(&|file| file[1000] ^= 4)),
+        (ErrorCode::BadMagic, broken(&|file| file[0] = b'X')),
+        (ErrorCode::UnknownVersion, broken(&|file| file[3] = 9)),
         (ErrorCode::RankOutOfRange, changed(&|a| a.patches[0].scales.clear())),
         (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::NAN)),
         (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::ZERO)),
