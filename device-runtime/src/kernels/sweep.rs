@@ -1,6 +1,8 @@
 //! Checks the kernels of this build against plain loops, over every alignment and tail length: one function that the
 //! host's tests, QEMU and a real board all call.
 
+mod vectors;
+
 use super::{
     Layout, Packed, PackedPair, component_codes, down, down_packed, down2_packed, encode, gemm2, gemv,
     layout_len, pack_len, quantize, up_add,
@@ -65,6 +67,7 @@ pub fn sweep(seed: u32, bytes: &mut [i8], words: &mut [i32]) -> Sweep {
             }
         }
     }
+    vectors::vectors(&mut found, &mut random, words);
     for k in [511, 512, 513, 520, 1024, 1025, 4096, LONGEST] {
         for (w, x) in [(127, 127), (-127, 127), (127, -127), (-127, -127)] {
             long_case(&mut found, k, w, x, bytes, words);
