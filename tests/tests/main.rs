@@ -4,7 +4,7 @@
 
 mod parity;
 mod power_cuts;
-// mod qemu;
+mod qemu;
 mod qemu_boards;
 mod quality;
 
