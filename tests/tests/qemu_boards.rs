@@ -29,6 +29,8 @@ const TEXT: &str = "play a song";
 /// Resets while an adapter is uploaded, activated and confirmed.
 const MICROBIT_RESETS: usize = 150;
 const RISCV_RESETS: usize = 50;
+/// Bytes that go to the device behind the last byte of a file: to finish, activate and confirm.
+const LAST_BYTES: u32 = 48;
 
 /// A board with its firmware, its base and two adapters, and what the host computes with them.
 struct Bench {
@@ -183,7 +185,7 @@ fn both_boards_have_the_hosts_bits_and_keep_what_was_confirmed() {
 /// A port behind which the device is reset, or its emulator killed, after so many bytes and a moment.
 struct Cutting<'a> {
     port: Tcp,
-    left: usize,
+    left: &'a Cell<usize>,
     moment: Duration,
     cut: Option<Box<dyn FnOnce() + 'a>>,
 }
@@ -199,10 +201,10 @@ impl Transport for Cutting<'_> {
         if self.cut.is_none() {
             return Err(Self::lost());
         }
-        let whole = bytes.len() <= self.left;
-        let now = bytes.len().min(self.left);
+        let whole = bytes.len() <= self.left.get();
+        let now = bytes.len().min(self.left.get());
         self.port.send(&bytes[..now])?;
-        self.left -= now;
+        self.left.set(self.left.get() - now);
         if whole {
             return Ok(());
         }
@@ -246,8 +248,13 @@ fn resets_during_uploads(name: &str, resets: usize, bytes: u32) {
     let mut floor = 0;
     while tally.resets < resets {
         let port = Tcp::connect(&qemu.borrow().as_ref().unwrap().link_address().to_string()).unwrap();
-        let left = (random.next_u32() % bytes) as usize;
-        let moment = Duration::from_micros(u64::from(random.next_u32() % 15_000));
+        // Every third reset comes behind the last byte of the file: while it is verified, activated, confirmed.
+        let late = random.next_u32().is_multiple_of(3);
+        let (early, behind) =
+            ((random.next_u32() % bytes) as usize, (random.next_u32() % LAST_BYTES) as usize);
+        let left = Cell::new(if late { usize::MAX } else { early });
+        let moment = if late { random.next_u32() % 300_000 } else { random.next_u32() % 15_000 };
+        let moment = Duration::from_micros(u64::from(moment));
         let cut = || {
             let mut qemu = qemu.borrow_mut();
             if bench.flash.is_some() {
@@ -257,12 +264,18 @@ fn resets_during_uploads(name: &str, resets: usize, bytes: u32) {
                 qemu.as_mut().unwrap().reset().unwrap();
             }
         };
-        let port = Cutting { port, left, moment, cut: Some(Box::new(cut)) };
+        let port = Cutting { port, left: &left, moment, cut: Some(Box::new(cut)) };
         let mut device =
             Device::new(port, Options::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
         // How far it came: 0 uploading, 1 installed, 2 activated, 3 confirmed.
         let mut stage = 0;
-        let done = device.upload(None, &new, |_| {}).and_then(|upload| {
+        let complete = new.len() as u32;
+        let progress = |bytes| {
+            if late && bytes == complete {
+                left.set(behind);
+            }
+        };
+        let done = device.upload(None, &new, progress).and_then(|upload| {
             stage = 1;
             tally.uploads_resumed += usize::from(upload.resumed_at > 0);
             device.activate(upload.slot, Mode::Streamed, 0)?;
@@ -322,7 +335,10 @@ fn resets_during_uploads(name: &str, resets: usize, bytes: u32) {
     }
     println!("{name}: {tally:?}");
     assert!(tally.while_uploading > resets / 2, "{name}: too few resets met an upload: {tally:?}");
-    assert!(tally.uploads_resumed > 0 && tally.installs > 2, "{name}: {tally:?}");
+    assert!(
+        tally.while_activating > 0 && tally.uploads_resumed > 0 && tally.installs > 2,
+        "{name}: {tally:?}"
+    );
 }
 
 fn sequence_of(file: &[u8]) -> u32 {

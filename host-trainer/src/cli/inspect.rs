@@ -4,7 +4,7 @@ mod adapter;
 mod base;
 mod memory;
 
-pub(crate) use adapter::payload_bytes;
+pub use adapter::payload_bytes;
 
 use std::path::{Path, PathBuf};
 

@@ -205,7 +205,7 @@ fn little_but_the_payload_is_sent() {
     let mut fake = Fake::new();
     let upload = Device::new(&mut fake, Options::default()).unwrap().upload(None, &file, |_| {}).unwrap();
     let preview = rankpatch_format::adapter::Preview::new(&file).unwrap();
-    let payload = crate::cli::inspect::payload_bytes(&preview);
+    let payload = crate::cli::payload_bytes(&preview);
     // This small network has far more scales per factor than a real one: they count as payload here. The real adapters are measured in
     // `tests/tests/qemu.rs`.
     let share = file.len() as f64 / upload.wire.total_bytes() as f64;

@@ -5,9 +5,6 @@
 use rankpatch_format::{KeyId, ProductId};
 use rankpatch_runtime::trust::{Keys, PublicKey};
 
-#[cfg(feature = "defmt")]
-use super::info;
-
 /// Name of the product.
 pub const PRODUCT: &str = match option_env!("RANKPATCH_PRODUCT") {
     Some(name) => name,
