@@ -1,6 +1,7 @@
 //! Power cuts at every operation of slots and journal, on simulated flash.
 
 mod flash;
+mod partition;
 mod wear;
 mod world;
 
