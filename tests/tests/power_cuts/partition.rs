@@ -27,6 +27,7 @@ pub(crate) trait Partition {
     fn roll_back(&mut self, slot: usize) -> Result<Option<Activation>, SlotError>;
     fn remove(&mut self, slot: usize) -> Result<(), SlotError>;
     fn deactivate(&mut self) -> Result<(), SlotError>;
+    fn abort(&mut self) -> Result<(), SlotError>;
 }
 
 /// Decides about a file and the floor.
@@ -91,5 +92,8 @@ impl<const WORD: usize, const PAGE: usize> Partition for Slots<Flash<WORD, PAGE>
     }
     fn deactivate(&mut self) -> Result<(), SlotError> {
         self.deactivate()
+    }
+    fn abort(&mut self) -> Result<(), SlotError> {
+        self.abort()
     }
 }

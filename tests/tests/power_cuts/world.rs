@@ -8,7 +8,7 @@ use rankpatch_runtime::slots::{
     Activation, Announcement, FILE_OFFSET, FinishError, Layout, Progress, SlotError, Slots,
 };
 
-use super::flash::{Flash, Nor};
+use super::flash::{Flash, Nor, Rng};
 use super::partition::Partition;
 
 /// Operations that no run needs.
@@ -32,6 +32,8 @@ pub(crate) enum Goal {
     Stale(u32),
     /// Nothing is active.
     Base,
+    /// Its upload is begun and given up half way.
+    Abort(u32),
 }
 
 /// A device's life.
@@ -54,6 +56,32 @@ pub(crate) const LIFE: [Goal; 13] = [
 /// A short one, for two cuts at every place.
 pub(crate) const SHORT_LIFE: [Goal; 5] =
     [Goal::Install(1), Goal::Confirm(1), Goal::Install(2), Goal::TrialThenReset(2), Goal::Confirm(2)];
+
+/// A life that nobody thought of: up to nine installs, each with some of what can happen to a file.
+pub(crate) fn random_life(rng: &Rng) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for number in 1..=5 + rng.below(5) as u32 {
+        if rng.below(6) == 0 {
+            goals.push(Goal::Abort(number));
+        }
+        goals.push(Goal::Install(number));
+        match rng.below(8) {
+            0..4 => {
+                goals.push(Goal::Confirm(number));
+                match rng.below(4) {
+                    0 => goals.push(Goal::RollBack(number)),
+                    1 => goals.push(Goal::Base),
+                    _ => {}
+                }
+            }
+            4 => goals.push(Goal::TrialThenReset(number)),
+            5 => goals.push(Goal::TrialThenRollBack(number)),
+            6 => goals.push(Goal::Remove(number)),
+            _ => goals.push(Goal::Stale(number)),
+        }
+    }
+    goals
+}
 
 /// The files that goals speak of, `[number]`, each announced.
 #[derive(Debug)]
@@ -378,6 +406,13 @@ impl<'f> Device<'f> {
             },
             Goal::Stale(number) => self.refuse_stale(number),
             Goal::Base => self.step(world.base(), |slots| slots.deactivate()),
+            Goal::Abort(number) => {
+                let slot = self.upload(number, true)?;
+                let world = self.world;
+                self.step(world, |slots| slots.abort())?;
+                let partial = self.slots().is_partial(slot);
+                if partial { Err(Stop::Violation("a given up upload goes on".into())) } else { Ok(()) }
+            }
         }
     }
 
@@ -396,7 +431,7 @@ impl<'f> Device<'f> {
     }
 
     /// What a sender does: chooses a slot, goes on where the device says, compares what is there.
-    fn upload(&mut self, number: u32) -> Result<usize, Stop> {
+    fn upload(&mut self, number: u32, half: bool) -> Result<usize, Stop> {
         let files = self.files;
         let (file, announcement) = files.get(number);
         let none = || Stop::Violation("I7: no slot is free".into());
@@ -412,10 +447,11 @@ impl<'f> Device<'f> {
             )));
         }
         let world = self.world;
+        let wanted = if half { announcement.len / 2 } else { announcement.len };
         loop {
             progress = match progress {
                 Progress::Erasing { .. } => self.step(world, |slots| slots.poll())?,
-                Progress::Receiving { next } if next < announcement.len => {
+                Progress::Receiving { next } if next < wanted => {
                     let at = next as usize;
                     let end = file.len().min(at + self.chunk);
                     self.step(world, |slots| slots.chunk(next, &file[at..end]))?
@@ -431,7 +467,7 @@ impl<'f> Device<'f> {
         if self.slots().find(&announcement).is_some() {
             return Ok(());
         }
-        let slot = self.upload(number)?;
+        let slot = self.upload(number, false)?;
         let floor = self.world.floor;
         let mut admit = |found: &[u8], found_floor: u32| {
             if found == file && found_floor == floor {
@@ -458,7 +494,7 @@ impl<'f> Device<'f> {
 
     /// A file that was installed once, and is old now, is not installed again.
     fn refuse_stale(&mut self, number: u32) -> Result<(), Stop> {
-        let slot = self.upload(number)?;
+        let slot = self.upload(number, false)?;
         let world = self.world;
         let refusal = self.step(world, |slots| match slots.finish(&mut |_, _| Ok(number)) {
             Err(FinishError::Slot(SlotError::Stale { .. })) => Ok(true),
