@@ -19,7 +19,8 @@ SECTIONS
 ";
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
+    // The path as the other MPS board, which uses this script as well, sees it.
+    println!("cargo:rerun-if-changed=../qemu-mps2-an386/build.rs");
     println!("cargo:rerun-if-changed=Cargo.toml");
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
         return;

@@ -12,6 +12,10 @@ use crate::{Error, Result};
 /// Outputs of a task head that every arena has room for. A larger arena takes larger heads.
 pub const MIN_HEAD_OUTPUTS: usize = 64;
 
+/// Rank that every arena has room for. A base with larger matrices gets room for the smaller side of its largest one: a higher rank
+/// says nothing that this one cannot.
+pub const MIN_RANK: usize = 16;
+
 /// The regions of an arena, itemised; bytes, each a multiple of 16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ArenaLayout {
@@ -49,6 +53,7 @@ pub(crate) struct Counts {
     scores: usize,
     kv: usize,
     pooled: usize,
+    rank: usize,
 }
 
 fn round(bytes: usize) -> usize {
@@ -71,8 +76,10 @@ impl Counts {
                     let rows = base.value(input).rows.count(pass);
                     counts.rows = counts.rows.max(rows);
                     counts.codes = counts.codes.max(rows.saturating_mul(stride(w.cols)));
-                    counts.acc = counts.acc.max(2 * w.rows);
+                    // Rows go through the kernels two at a time.
+                    counts.acc = counts.acc.max(rows.min(2).saturating_mul(w.rows));
                     counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols));
+                    counts.rank = counts.rank.max(w.rows.min(w.cols));
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
                 Op::Attention { k, causal, .. } => {
@@ -90,12 +97,13 @@ impl Counts {
         counts.codes = counts.codes.max(stride(counts.pooled));
         counts.rows = counts.rows.max(1);
         counts.acc = counts.acc.max(1);
+        counts.rank = counts.rank.clamp(MIN_RANK, MAX_RANK as usize);
         counts
     }
 
     pub(crate) fn layout(&self) -> ArenaLayout {
         let words = |count: usize| round(count.saturating_mul(4));
-        let rank = MAX_RANK as usize;
+        let rank = self.rank;
         ArenaLayout {
             values: words(self.values),
             codes: round(self.codes) + words(self.rows),
@@ -149,7 +157,7 @@ impl<'a> Arena<'a> {
         let usable = found / ALIGN * ALIGN;
         let memory = memory.get_mut(..usable).filter(|_| usable >= expected);
         let mut cutter = Cutter(memory.ok_or(Error::ArenaTooSmall { expected, found })?);
-        let rank = MAX_RANK as usize;
+        let rank = counts.rank;
         Ok(Self {
             values: cutter.cut(counts.values),
             codes: cutter.cut(counts.codes),

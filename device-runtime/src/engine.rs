@@ -102,10 +102,10 @@ impl<'a> Engine<'a> {
         self.position
     }
 
-    /// Whether `adapter` can be attached: it is for this base, and there is room for its head's outputs.
+    /// Whether `adapter` can be attached: it is for this base, and there is room for its rank and its head's outputs.
     ///
     /// # Errors
-    /// [`rankpatch_format::Error::WrongBase`], [`Error::HeadTooLarge`].
+    /// [`rankpatch_format::Error::WrongBase`], [`rankpatch_format::Error::RankOutOfRange`], [`Error::HeadTooLarge`].
     pub fn check(&self, adapter: &Adapter<'_>) -> Result<()> {
         let (expected, found) = (self.base.id(), adapter.header().base_id);
         if expected != found {
@@ -114,6 +114,10 @@ impl<'a> Engine<'a> {
         let (expected, found) = (self.arena.head_out.len(), adapter.head().map_or(0, |head| head.n_out));
         if found > expected {
             return Err(Error::HeadTooLarge { expected, found });
+        }
+        let (max, (rank, site)) = (self.arena.v.len() as u32, adapter.max_rank());
+        if u32::from(rank) > max {
+            return Err(rankpatch_format::Error::RankOutOfRange { site, rank: rank.into(), max }.into());
         }
         Ok(())
     }
@@ -420,8 +424,10 @@ impl<'a> Engine<'a> {
                     scales: self.arena.scales.get(..n).unwrap_or(&[]),
                     stride: stride(w.cols),
                 };
+                // One row if a pass has only one.
+                let acc = self.arena.acc.len().min(2 * w.rows);
                 let mut scratch = Scratch {
-                    acc: self.arena.acc.get_mut(..2 * w.rows).unwrap_or(&mut []),
+                    acc: self.arena.acc.get_mut(..acc).unwrap_or(&mut []),
                     pack: self.arena.pack,
                     z: self.arena.z,
                     v: self.arena.v,

@@ -28,7 +28,7 @@ mod sampler;
 pub mod slots;
 pub mod trust;
 
-pub use arena::{ArenaLayout, MIN_HEAD_OUTPUTS, arena_bytes, arena_layout};
+pub use arena::{ArenaLayout, MIN_HEAD_OUTPUTS, MIN_RANK, arena_bytes, arena_layout};
 pub use engine::{Attachment, Engine};
 pub use error::{Error, Result};
 pub use merge::merged_bytes;

@@ -441,3 +441,26 @@ fn causal_attention_after_a_prepended_token_sees_every_row() {
     let output = engine.run_features(&[3.0, 5.0, 5.0, 1.0, 7.0, 9.0]).unwrap();
     assert!((output[0] - 4.0).abs() < 1e-3 && (output[1] - 4.0).abs() < 1e-3, "{output:?}");
 }
+
+/// The arena has room for the ranks that make sense for its base, and an adapter with a higher one is refused.
+#[test]
+fn a_rank_beyond_the_arena_is_refused() {
+    let network = fixture::decoder();
+    let image = image(&network, Layout::RowMajor, 2);
+    let base = Base::new(image.bytes()).unwrap();
+    let sides = base.sites().map(|site| site.weight.rows.min(site.weight.cols));
+    let highest = sides.max().unwrap().max(crate::MIN_RANK);
+    let file = |rank| fixture::adapter(&network, &[(0, 2), (1, rank)], None, 0.1, 3).write().unwrap();
+    let mut arena = memory(arena_bytes(&base, 24));
+    let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
+    let fits = file(highest);
+    let adapter = Adapter::new(&fits, &base).unwrap();
+    assert_eq!(adapter.max_rank(), (highest as u16, 1));
+    engine.attach(adapter).unwrap();
+    let too_high = file(highest + 1);
+    let (rank, max) = (highest as u32 + 1, highest as u32);
+    let expected = rankpatch_format::Error::RankOutOfRange { site: 1, rank, max };
+    let refused = engine.attach(Adapter::new(&too_high, &base).unwrap());
+    assert_eq!(refused.unwrap_err(), crate::Error::Format(expected));
+    assert_eq!(engine.adapter().unwrap().max_rank(), (highest as u16, 1), "the adapter before stays");
+}

@@ -200,6 +200,7 @@ pub struct Adapter<'a> {
     payload: &'a [u8],
     head: Option<Head<'a>>,
     n_patches: u16,
+    max_rank: (u16, u16),
 }
 
 impl<'a> Adapter<'a> {
@@ -224,6 +225,7 @@ impl<'a> Adapter<'a> {
         let mut previous: Option<u16> = None;
         let mut expected = 0u32;
         let mut n_patches = 0u16;
+        let mut max_rank = (0, 0);
         while let Some(entry) = entries.try_next()? {
             let Entry { site: found, rank, scales } = entry;
             match previous {
@@ -243,6 +245,7 @@ impl<'a> Adapter<'a> {
             expected =
                 expected.saturating_add(u32::from(rank) * (site.weight.rows + site.weight.cols) as u32);
             n_patches += 1;
+            max_rank = max_rank.max((rank, found));
         }
         let features = base.value(base.manifest().features);
         let width = features.width as usize;
@@ -283,7 +286,7 @@ impl<'a> Adapter<'a> {
                 payload.get(payload.len().saturating_sub(head_bytes as usize)..).unwrap_or(&[]),
             ),
         });
-        Ok(Self { header, body, file_bytes: file.len(), payload, head, n_patches })
+        Ok(Self { header, body, file_bytes: file.len(), payload, head, n_patches, max_rank })
     }
 
     /// The header.
@@ -309,6 +312,11 @@ impl<'a> Adapter<'a> {
     /// Number of sites patched.
     pub fn n_patches(&self) -> u16 {
         self.n_patches
+    }
+
+    /// The highest rank and a site that has it; zeros if no site is patched.
+    pub fn max_rank(&self) -> (u16, u16) {
+        self.max_rank
     }
 
     /// The task head.

@@ -13,16 +13,18 @@ pub enum Layout {
     /// both directions. A word holds two halves, `256 c1 + c0` and `256 c3 + c2`, as `i16`: so a half multiplied as
     /// it stands needs no sign extension, and what its low byte adds is made up for in the activations.
     Dsp4x4 = 1,
+    /// For cores with Helium (Cortex-M55, M85): blocks of 4 rows x 16 columns, one vector register a row, zero-padded in both
+    /// directions. So a group of rows is read with one pointer, each register from an address that is a multiple of 16.
+    Mve4x16 = 2,
 }
 
 impl Layout {
+    /// Every layout.
+    pub const ALL: [Self; 3] = [Self::RowMajor, Self::Dsp4x4, Self::Mve4x16];
+
     /// The layout with this number in a tensor record.
     pub fn from_u8(number: u8) -> Option<Self> {
-        match number {
-            0 => Some(Self::RowMajor),
-            1 => Some(Self::Dsp4x4),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|&layout| layout as u8 == number)
     }
 
     /// Bytes of a matrix in this layout, padding included. Saturates instead of overflowing.
@@ -31,6 +33,9 @@ impl Layout {
             Self::RowMajor => rows.saturating_mul(cols),
             Self::Dsp4x4 => {
                 rows.div_ceil(4).saturating_mul(4).saturating_mul(cols.div_ceil(4).saturating_mul(4))
+            }
+            Self::Mve4x16 => {
+                rows.div_ceil(4).saturating_mul(4).saturating_mul(cols.div_ceil(16).saturating_mul(16))
             }
         }
     }
@@ -55,6 +60,14 @@ impl Layout {
                     word.iter_mut().zip(bytes).for_each(|(to, from)| *to = from.cast_signed());
                 }
             }
+            Self::Mve4x16 => {
+                let blocks = cols.div_ceil(16);
+                let vectors = image.chunks_exact_mut(16).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
+                for (vector, group) in vectors.zip(codes.chunks(16)).take(blocks) {
+                    let padded = group.iter().chain(core::iter::repeat(&0));
+                    vector.iter_mut().zip(padded).for_each(|(to, from)| *to = *from);
+                }
+            }
         }
     }
 
@@ -72,6 +85,13 @@ impl Layout {
                     let Ok(word) = word.try_into() else { continue };
                     let decoded = decode_dsp_word(word);
                     group.iter_mut().zip(decoded).for_each(|(to, from)| *to = from);
+                }
+            }
+            Self::Mve4x16 => {
+                let blocks = cols.div_ceil(16);
+                let vectors = image.chunks_exact(16).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
+                for (vector, group) in vectors.zip(codes.chunks_mut(16)).take(blocks) {
+                    group.iter_mut().zip(vector).for_each(|(to, from)| *to = *from);
                 }
             }
         }
@@ -92,12 +112,12 @@ mod tests {
     #[test]
     fn rows_survive_every_layout() {
         let mut random = crate::digest::XorShift32::new(3);
-        for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+        for layout in Layout::ALL {
             for (rows, cols) in [(1usize, 1usize), (3, 5), (4, 4), (7, 13), (12, 64), (5, 67)] {
                 let codes: [i8; 12 * 67] =
                     core::array::from_fn(|_| ((random.next_u32() >> 8) % 255) as i32 as i8)
                         .map(|c| c.max(-127));
-                let mut image = [0i8; 12 * 68];
+                let mut image = [99i8; 12 * 80];
                 let image = &mut image[..layout.bytes(rows as u32, cols as u32) as usize];
                 for row in 0..rows {
                     layout.write_row(image, cols, row, &codes[row * cols..][..cols]);
@@ -113,6 +133,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_vector_of_the_mve_layout_is_sixteen_columns_of_a_row() {
+        let codes: [i8; 18] = core::array::from_fn(|i| i as i8 + 1);
+        let mut image = [99i8; 128];
+        Layout::Mve4x16.write_row(&mut image, 18, 2, &codes);
+        assert_eq!(image[32..48], codes[..16]);
+        assert_eq!(image[96..100], [17, 18, 0, 0]);
+        assert_eq!([Layout::Mve4x16.bytes(5, 18), Layout::Mve4x16.bytes(4, 16)], [256, 64]);
+        assert_eq!(Layout::from_u8(2), Some(Layout::Mve4x16));
+        assert_eq!(Layout::from_u8(3), None);
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn some_adapter(network: &Network) -> AdapterData {
 #[test]
 fn networks_come_back_from_their_image() {
     for network in [fixture::decoder(), fixture::encoder()] {
-        for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+        for layout in Layout::ALL {
             let image = image(&network, layout);
             let base = Base::new(image.bytes()).unwrap();
             assert_eq!(base.id(), network.id());

@@ -34,6 +34,16 @@ fn adapter(task: &str) -> Vec<u8> {
     std::fs::read(path("tests/data/adapters").join(format!("{task}.rpa"))).expect("a carried adapter")
 }
 
+/// An adapter file signed with the test key for the product that xtask builds firmware for.
+fn signed(file: &[u8], sequence: u32) -> Vec<u8> {
+    let key = rankpatch::keys::SecretKey::read(&path(xtask::firmware::SECRET_KEY)).expect("the test key");
+    let mut file = file.to_vec();
+    let product = rankpatch_format::ProductId::of(xtask::firmware::PRODUCT);
+    key.sign(&mut file, product, sequence, rankpatch_format::header::MAX_STEP_LIMIT)
+        .expect("an adapter file");
+    file
+}
+
 /// The carried clips of KWT-1, features `[98, 40]` each, and the class that the original network gives each of them.
 fn golden_clips() -> (Vec<Vec<f32>>, Vec<usize>) {
     let bytes = std::fs::read(path("tests/data/kwt1-golden/clips.safetensors")).expect("carried clips");

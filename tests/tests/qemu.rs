@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use rankpatch::client::{ClientError, Device, Options, Sampling, Tcp, Transport};
 use rankpatch::sim::{self, Input, Simulator};
-use rankpatch_format::adapter::{HEADER_BYTES, TRAILER_BYTES};
+use rankpatch_format::adapter::Preview;
 use rankpatch_format::base::Base;
-use rankpatch_format::crc32;
 use rankpatch_format::fixture;
+use rankpatch_format::header::{self, HEADER_BYTES, TRAILER_BYTES};
 use rankpatch_format::layout::Layout;
-use rankpatch_format::link::{ErrorCode, Mode};
+use rankpatch_format::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
 use rankpatch_format::write::AdapterData;
 use xtask::board::Board;
 use xtask::firmware;
 use xtask::qemu::{Options as Emulation, Qemu};
 
-use crate::{BASES, TASKS, adapter, golden_clips, image, path};
+use crate::{BASES, TASKS, adapter, golden_clips, image, path, signed};
 
 /// A booted board and a client of it.
 struct Running {
@@ -90,10 +90,12 @@ fn host_and_cortex_m4_have_the_same_bits() {
             .collect();
         files.push(("random".to_owned(), random_adapter(&running.simulator)));
         for (slot, (name, file)) in (0u8..).zip(&files) {
-            let upload = running.device.upload(slot, file, |_| {}).unwrap();
+            // Each newer than the one before, whatever the carried files say.
+            let file = &signed(file, u32::from(slot) + 1);
+            let upload = running.device.upload(Some(slot), file, |_| {}).unwrap();
             assert_eq!(upload.installed.file_bytes as usize, file.len());
             for mode in [Mode::Streamed, Mode::Merged] {
-                let activated = running.device.activate(slot, mode).unwrap();
+                let activated = running.device.activate(slot, mode, 0).unwrap();
                 let host = running.simulator.clone().with_adapter(file.clone(), mode).unwrap();
                 assert_eq!(activated.weight_bytes_copied == 0, mode == Mode::Streamed);
                 let (found, expected) = running.outputs(&task, &host);
@@ -152,8 +154,8 @@ fn stories_and_names_are_the_same_on_host_and_device() {
     assert!(story.starts_with("Once upon a time, there was a little girl named Lily."), "{story}");
     compare(&plain, "The dog", 0.9, 5);
     let file = adapter("names");
-    running.device.upload(2, &file, |_| {}).unwrap();
-    running.device.activate(2, Mode::Streamed).unwrap();
+    running.device.upload(Some(2), &file, |_| {}).unwrap();
+    running.device.activate(2, Mode::Streamed, 0).unwrap();
     let named = plain.clone().with_adapter(file, Mode::Streamed).unwrap();
     let mut compare = |host: &Simulator, prompt: &str, temperature: f32, seed: u32| {
         let (on_device, on_host) = sampling(temperature, seed);
@@ -179,23 +181,25 @@ fn refusal(result: Result<impl std::fmt::Debug, ClientError>) -> ErrorCode {
     }
 }
 
-/// `file` changed by `change`, with its checksum made right again.
-fn resealed(file: &[u8], change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+/// The content of `file` changed by `change`, with its length and checksum right again, and signed.
+fn resealed(file: &[u8], sequence: u32, change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let header = header::check(file).unwrap();
     let mut file = file[..file.len() - TRAILER_BYTES].to_vec();
     change(&mut file);
-    let len = (file.len() + TRAILER_BYTES) as u32;
-    file[4..HEADER_BYTES].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32(&file);
-    file.extend(crc.to_le_bytes());
-    file
+    file.extend([0; TRAILER_BYTES]);
+    header::set_header(&mut file, &header).unwrap();
+    signed(&file, sequence)
 }
 
 #[test]
 fn bad_adapters_are_refused_and_the_active_one_stays() {
     let mut running = boot("stories260k", "refusals");
     let good = adapter("names");
-    running.device.upload(0, &good, |_| {}).unwrap();
-    running.device.activate(0, Mode::Streamed).unwrap();
+    running.device.upload(Some(0), &good, |_| {}).unwrap();
+    running.device.activate(0, Mode::Streamed, 0).unwrap();
+    running.device.confirm(0).unwrap();
+    // Whatever is wrong below, it is not the sequence number.
+    let good = signed(&good, 2);
     let sampling = Sampling { max_tokens: 12, temperature: 0.0, seed: 1 };
     let expected = running.device.generate("", sampling, |_, _| {}).unwrap();
     let network = rankpatch_format::write::Network::read(&running.simulator.base().unwrap());
@@ -203,7 +207,7 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
     let changed = |change: &dyn Fn(&mut AdapterData)| {
         let mut data = data.clone();
         change(&mut data);
-        data.write().unwrap()
+        signed(&data.write().unwrap(), 2)
     };
     let mut flipped = good.clone();
     flipped[1000] ^= 4;
@@ -213,12 +217,12 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
     version[3] = 9;
     let bad: Vec<(ErrorCode, Vec<u8>)> = vec![
         (ErrorCode::WrongBase, adapter("speaker")),
-        (ErrorCode::Truncated, good[..good.len() - 5].to_vec()),
+        (ErrorCode::Incomplete, good[..good.len() - 5].to_vec()),
         (ErrorCode::TrailingBytes, [&good[..], &[0]].concat()),
         (ErrorCode::Corrupt, flipped),
         (ErrorCode::BadMagic, magic),
         (ErrorCode::UnknownVersion, version),
-        (ErrorCode::TrailingBytes, resealed(&good, |file| file.push(1))),
+        (ErrorCode::TrailingBytes, resealed(&good, 2, |file| file.push(1))),
         (ErrorCode::RankOutOfRange, changed(&|a| a.patches[0].scales.clear())),
         (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::NAN)),
         (ErrorCode::BadScale, changed(&|a| a.patches[0].scales[1] = half::f16::ZERO)),
@@ -226,20 +230,25 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
         (ErrorCode::DuplicateSite, changed(&|a| a.patches[1].site = 0)),
         (ErrorCode::SitesOutOfOrder, changed(&|a| a.patches.swap(0, 1))),
         (ErrorCode::NothingToApply, changed(&|a| a.patches.clear())),
+        (ErrorCode::Unsigned, data.write().unwrap()),
+        (ErrorCode::Stale, signed(&data.write().unwrap(), 1)),
+        (ErrorCode::TooFar, signed(&data.write().unwrap(), 70_000)),
     ];
     for (code, file) in bad {
-        assert_eq!(refusal(running.device.upload(1, &file, |_| {})), code);
+        assert_eq!(refusal(running.device.upload(Some(1), &file, |_| {})), code);
+        running.device.abort().unwrap();
         assert!(running.device.slot(1).unwrap().adapter.is_none(), "{code:?}: the file stayed");
-        assert_eq!(refusal(running.device.activate(1, Mode::Streamed)), ErrorCode::EmptySlot);
+        assert_eq!(refusal(running.device.activate(1, Mode::Streamed, 0)), ErrorCode::EmptySlot);
     }
     // Valid but with another digest than this device computes: it is installed, but not kept active.
-    running.device.upload(1, &data.write().unwrap(), |_| {}).unwrap();
-    assert_eq!(refusal(running.device.activate(1, Mode::Streamed)), ErrorCode::SelfTestFailed);
-    assert_eq!(refusal(running.device.activate(1, Mode::Merged)), ErrorCode::SelfTestFailed);
-    assert_eq!(refusal(running.device.activate(9, Mode::Streamed)), ErrorCode::NoSuchSlot);
-    assert_eq!(refusal(running.device.upload(0, &good, |_| {})), ErrorCode::SlotActive);
+    running.device.upload(Some(1), &changed(&|_| {}), |_| {}).unwrap();
+    assert_eq!(refusal(running.device.activate(1, Mode::Streamed, 0)), ErrorCode::SelfTestFailed);
+    assert_eq!(refusal(running.device.activate(1, Mode::Merged, 0)), ErrorCode::SelfTestFailed);
+    assert_eq!(refusal(running.device.activate(9, Mode::Streamed, 0)), ErrorCode::NoSuchSlot);
+    assert_eq!(refusal(running.device.upload(Some(0), &signed(&good, 3), |_| {})), ErrorCode::SlotActive);
     assert_eq!(refusal(running.device.remove(0)), ErrorCode::SlotActive);
-    assert_eq!(refusal(running.device.upload(1, &vec![0; 70_000], |_| {})), ErrorCode::OutOfRange);
+    let large = resealed(&good, 3, |file| file.resize(70_000, 0));
+    assert_eq!(refusal(running.device.upload(Some(1), &large, |_| {})), ErrorCode::OutOfRange);
     assert_eq!(refusal(running.device.run_features(&[0.0; 40], 1)), ErrorCode::WrongInput);
     let long = "word ".repeat(180);
     assert!(
@@ -280,14 +289,107 @@ fn broken_uploads_go_on() {
     let file = adapter("intent");
     let open = || Tcp::connect(&address).unwrap();
     let port = Breaking { port: open(), left: 20_000 };
-    let broken = Device::new(port, Options::default()).unwrap().upload(3, &file, |_| {});
+    let broken = Device::new(port, Options::default()).unwrap().upload(Some(3), &file, |_| {});
     assert!(matches!(broken, Err(ClientError::Io { .. })), "{broken:?}");
     let mut device = Device::new(open(), Options::default()).unwrap();
-    let upload = device.upload(3, &file, |_| {}).unwrap();
-    assert!(upload.resumed_at >= 10_000, "went on at {}", upload.resumed_at);
+    let upload = device.upload(None, &file, |_| {}).unwrap();
+    assert_eq!(upload.slot, 3);
+    assert!(upload.resumed_at >= 8192, "went on at {}", upload.resumed_at);
     assert!(upload.wire.sent_bytes < 40_000, "{} bytes were sent again", upload.wire.sent_bytes);
-    assert_eq!(device.activate(3, Mode::Streamed).unwrap().n_patches, 35);
+    assert_eq!(device.activate(3, Mode::Streamed, 0).unwrap().n_patches, 35);
     assert!(device.statistics().unwrap().bad_frames >= 1);
+}
+
+/// Payload bytes over all bytes on the wire, both directions, for the carried adapters.
+#[test]
+fn little_but_the_payload_is_on_the_wire() {
+    let mut running = boot("stories260k", "wire");
+    for task in ["names", "intent"] {
+        let file = adapter(task);
+        let payload = rankpatch::cli::payload_bytes(&Preview::new(&file).unwrap());
+        let wire = running.device.upload(None, &file, |_| {}).unwrap().wire.total_bytes();
+        let share = payload as f64 / wire as f64;
+        println!("{task}: payload {payload}, file {}, wire {wire}: {share:.4}", file.len());
+        assert!(share >= 0.97, "{task}: {share}");
+    }
+}
+
+/// A trial that nobody confirms ends by itself, and what was confirmed before runs again; the log tells of it over the link.
+#[test]
+fn trials_end_and_are_logged() {
+    let mut running = boot("stories260k", "trial");
+    let device = &mut running.device;
+    for (slot, task) in [(0, "names"), (1, "intent")] {
+        device.upload(Some(slot), &adapter(task), |_| {}).unwrap();
+    }
+    device.activate(0, Mode::Merged, 0).unwrap();
+    let status = device.confirm(0).unwrap();
+    assert_eq!((status.confirmed, status.trial, status.sequence, status.floor), (Some(0), None, 1, 2));
+    device.set_log(true).unwrap();
+    device.activate(1, Mode::Streamed, 2).unwrap();
+    assert_eq!(device.status().unwrap().trial, Some(1));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        let status = device.status().unwrap();
+        if status.trial.is_none() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "the trial goes on for ever");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let active = status.running.unwrap();
+    assert_eq!((active.slot, active.mode, status.rolled_back), (0, Mode::Merged, Some(1)));
+    assert_eq!(device.statistics().unwrap().rollbacks, 1);
+    let (log, lost) = device.log(Instant::now() + Duration::from_secs(1)).unwrap();
+    assert!(log.len() > 10 && lost == 0, "{} bytes of the log, {lost} lost", log.len());
+    device.set_log(false).unwrap();
+    // Back further, to the base, and there it stays.
+    assert_eq!(device.roll_back(0).unwrap().running, None);
+    assert_eq!(device.status().unwrap().confirmed, None);
+}
+
+/// Tokens come while chunks are stored.
+#[test]
+fn texts_are_generated_while_an_upload_runs() {
+    let running = boot("stories260k", "interleaved");
+    drop(running.device);
+    let mut stream = running.qemu.connect(Duration::from_secs(60)).unwrap();
+    let file = adapter("names");
+    let sha256 = rankpatch_runtime::slots::Announcement::of(&file).sha256;
+    let frame = |id: u8, request: &Request<'_>| {
+        let mut frame = Vec::new();
+        link::write_frame(id, request, |bytes| frame.extend_from_slice(bytes)).unwrap();
+        frame
+    };
+    let mut wire = vec![0];
+    wire.extend(frame(1, &Request::Begin { slot: Some(0), header: &file[..HEADER_BYTES], sha256: &sha256 }));
+    wire.extend(frame(2, &Request::Generate { prompt: "", max_tokens: 60, temperature: 0.0, seed: 0 }));
+    // In small pieces, so that there are many turns.
+    for (at, data) in (0u32..).zip(file.chunks(512)) {
+        wire.extend(frame(3, &Request::Chunk { answer: true, offset: at * 512, data }));
+    }
+    wire.extend(frame(4, &Request::Finish));
+    let mut sender = stream.try_clone().unwrap();
+    let sending = std::thread::spawn(move || sender.write_all(&wire));
+    let mut deframer: Deframer = Deframer::new();
+    let (mut order, mut installed, mut generated) = (String::new(), false, false);
+    let mut buffer = [0; 1024];
+    while !(installed && generated) {
+        let len = std::io::Read::read(&mut stream, &mut buffer).unwrap();
+        for byte in &buffer[..len] {
+            let Framed::Message(message) = deframer.push(*byte) else { continue };
+            match link::decode::<Response<'_>>(message).unwrap() {
+                (2, Response::Token { .. }) => order.push('t'),
+                (2, Response::Generated { .. }) => generated = true,
+                (1 | 3, Response::Progress { .. }) => order.push('p'),
+                (4, Response::Slot { adapter: Some(_), .. }) => installed = true,
+                (id, other) => panic!("{id}: {other:?}"),
+            }
+        }
+    }
+    sending.join().unwrap().unwrap();
+    println!("order of tokens and stored chunks: {order}");
+    assert!(order.contains("tpt") || order.contains("ptp"), "one after the other: {order}");
 }
 
 /// A partition without a base: the device answers, and says so.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::board::Board;
+use crate::machine::{self, Machine};
 
 /// Log level that is compiled in unless `DEFMT_LOG` says otherwise; defmt's own default drops all but errors.
 const LOG_LEVEL: &str = "info";
@@ -31,6 +32,27 @@ pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<PathBuf> {
+    compile(&board.target, &board.name, program, None, key)
+}
+
+/// Builds the bench program for `machine` and returns its ELF file, which the next build does not overwrite.
+///
+/// # Errors
+/// As [`build`], and if the file cannot be copied.
+pub fn build_bench(machine: &Machine) -> Result<PathBuf> {
+    let elf = compile(&machine.target, machine::PACKAGE, machine::PROGRAM, Some(&machine.feature), None)?;
+    let copy = crate::output_folder("bench")?.join(format!("{}.elf", machine.feature));
+    std::fs::copy(&elf, &copy).with_context(|| format!("cannot copy {}", elf.display()))?;
+    Ok(copy)
+}
+
+fn compile(
+    target: &str,
+    package: &str,
+    program: &str,
+    feature: Option<&str>,
+    key: Option<&str>,
+) -> Result<PathBuf> {
     let mut command = crate::cargo();
     command
         .args([
@@ -42,7 +64,8 @@ pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<Pat
             "--message-format",
             "json-render-diagnostics",
         ])
-        .args(["--target", &board.target, "--package", &board.name, "--bin", program])
+        .args(["--target", target, "--package", package, "--bin", program])
+        .args(feature.map(|feature| format!("--features={feature}")))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if std::env::var_os("DEFMT_LOG").is_none() {
@@ -55,16 +78,17 @@ pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<Pat
         command.env("RANKPATCH_KEYS", key);
     } else if std::env::var_os("RANKPATCH_KEYS").is_none() {
         let file = crate::workspace_root().join(PUBLIC_KEY);
-        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let key = text.lines().nth(1).with_context(|| format!("expected a key in {}", file.display()))?;
         command.env("RANKPATCH_KEYS", key);
     }
     let output = command.output().context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("building {program} for {} failed: {}", board.name, output.status);
+        bail!("building {program} of {package} for {target} failed: {}", output.status);
     }
     executable(&String::from_utf8_lossy(&output.stdout), program)
-        .with_context(|| format!("cargo built {program} for {} but named no ELF file", board.name))
+        .with_context(|| format!("cargo built {program} of {package} but named no ELF file"))
 }
 
 /// The file that cargo's messages, one JSON object per line, name for the binary target `program`.

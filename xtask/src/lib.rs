@@ -6,6 +6,8 @@
 pub mod board;
 pub mod firmware;
 pub mod log;
+pub mod machine;
+pub mod monitor;
 pub mod qemu;
 pub mod sections;
 #[cfg(test)]

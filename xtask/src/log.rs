@@ -94,10 +94,24 @@ impl LogReader {
     /// # Errors
     /// If the log ends first, or `timeout` passes.
     pub fn wait_for(&self, needle: &str, timeout: Duration) -> Result<Line> {
+        self.wait_for_nth(needle, 1, timeout)
+    }
+
+    /// How many lines contain `needle` so far.
+    pub fn count(&self, needle: &str) -> usize {
+        self.shared.lock().lines.iter().filter(|line| line.text.contains(needle)).count()
+    }
+
+    /// The `nth` line, counted from 1, whose text contains `needle`.
+    ///
+    /// # Errors
+    /// As [`wait_for`](LogReader::wait_for).
+    pub fn wait_for_nth(&self, needle: &str, nth: usize, timeout: Duration) -> Result<Line> {
         let deadline = Instant::now() + timeout;
         let mut state = self.shared.lock();
         loop {
-            if let Some(line) = state.lines.iter().find(|line| line.text.contains(needle)) {
+            let mut found = state.lines.iter().filter(|line| line.text.contains(needle));
+            if let Some(line) = found.nth(nth.saturating_sub(1)) {
                 return Ok(line.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());

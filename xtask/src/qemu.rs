@@ -6,14 +6,16 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::NeedsSetup;
 use crate::board::Board;
 use crate::log::{Line, LogReader};
+use crate::monitor::Monitor;
+use crate::{NeedsSetup, output_folder};
 
 /// With [`Options::count_instructions`] every instruction takes 2^7 ns of the device's time. That is 3.2 ticks of a 25 MHz
 /// timer, so that the difference of two readings, off by less than a tick, gives the exact number of instructions.
@@ -35,6 +37,9 @@ pub struct Options {
     pub images: Vec<(PathBuf, u64)>,
     /// Whether the device's log also goes to stderr.
     pub echo_log: bool,
+    /// The file behind the machine's parallel flash, on boards that have one. Created, all zero, if it is not there; without
+    /// a name the file goes when the emulator does.
+    pub flash_file: Option<PathBuf>,
 }
 
 /// A running emulator.
@@ -43,7 +48,37 @@ pub struct Qemu {
     child: Child,
     link: SocketAddr,
     log: LogReader,
+    monitor: Monitor,
     messages: Option<JoinHandle<String>>,
+    /// The file behind the flash if nobody else wants it.
+    scratch: Option<Scratch>,
+}
+
+/// A file that is removed when dropped.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nothing depends on it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The file behind the parallel flash of `board`, as long as QEMU wants it, and what removes it.
+fn flash_file(board: &Board, wanted: Option<&Path>) -> Result<(PathBuf, Option<Scratch>)> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let (path, scratch) = if let Some(path) = wanted {
+        (path.to_path_buf(), None)
+    } else {
+        let name = format!("pflash-{}-{}.bin", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = output_folder("qemu")?.join(name);
+        (path.clone(), Some(Scratch(path)))
+    };
+    let open = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let set = open.and_then(|file| file.set_len(board.qemu.pflash_bytes));
+    set.with_context(|| format!("cannot create {}", path.display()))?;
+    Ok((path, scratch))
 }
 
 impl Qemu {
@@ -63,6 +98,9 @@ impl Qemu {
         let log_listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot open a port for the log")?;
 
+        let monitor_listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot open a port for the monitor")?;
+
         let mut command = Command::new(&board.qemu.system);
         command
             .args(["-M", &board.qemu.machine, "-cpu", &board.qemu.cpu])
@@ -71,21 +109,28 @@ impl Qemu {
             // switched off with a value that no byte has.
             .args(["-chardev", "socket,id=link,fd=0,server=on,wait=off,mux=on", "-echr", "256"])
             .args(["-serial", "chardev:link"])
-            .args([
-                "-chardev",
-                &format!("socket,id=log,host=127.0.0.1,port={}", log_listener.local_addr()?.port()),
-            ])
-            .args(["-serial", "chardev:log"])
-            .args(["-semihosting-config", "enable=on,target=native"])
-            .arg("-kernel")
-            .arg(elf);
+            .args(["-chardev", &socket("log", &log_listener)?])
+            .args(["-chardev", &socket("monitor", &monitor_listener)?])
+            .args(["-mon", "chardev=monitor,mode=control"]);
+        let semihosting = "enable=on,target=native";
+        if board.qemu.log_by_semihosting {
+            command.args(["-semihosting-config", &format!("{semihosting},chardev=log")]);
+        } else {
+            command.args(["-serial", "chardev:log", "-semihosting-config", semihosting]);
+        }
+        let mut scratch = None;
+        if board.qemu.pflash_bytes > 0 {
+            let (file, remover) = flash_file(board, options.flash_file.as_deref())?;
+            scratch = remover;
+            command.args(["-drive", &format!("if=pflash,unit=1,format=raw,file={}", escaped(&file))]);
+        }
+        command.arg(&board.qemu.load).arg(elf);
         for (file, address) in &options.images {
             if !file.is_file() {
                 bail!("expected an image to place at {address:#x}, found no file {}", file.display());
             }
-            // QEMU's option syntax doubles commas.
-            let path = file.display().to_string().replace(',', ",,");
-            command.args(["-device", &format!("loader,file={path},addr={address:#x},force-raw=on")]);
+            let loader = format!("loader,file={},addr={address:#x},force-raw=on", escaped(file));
+            command.args(["-device", &loader]);
         }
         if options.count_instructions {
             command.args(["-icount", &format!("shift={ICOUNT_SHIFT}")]);
@@ -107,8 +152,11 @@ impl Qemu {
             text
         });
 
-        let stream = match accept(&log_listener, &mut child) {
-            Ok(stream) => stream,
+        let connected = accept(&monitor_listener, &mut child)
+            .and_then(Monitor::new)
+            .and_then(|monitor| Ok((monitor, accept(&log_listener, &mut child)?)));
+        let (monitor, stream) = match connected {
+            Ok(connected) => connected,
             Err(error) => {
                 // Ending it also ends its messages.
                 let _ = child.kill();
@@ -121,7 +169,7 @@ impl Qemu {
             let _ = child.kill();
             let _ = child.wait();
         })?;
-        let qemu = Self { child, link, log, messages: Some(messages) };
+        let qemu = Self { child, link, log, monitor, messages: Some(messages), scratch };
         // A byte that reaches the multiplexer before the UART is on would wait there for the next one.
         match qemu.log.wait_for(LISTENING, START_TIMEOUT) {
             Ok(_) => Ok(qemu),
@@ -153,6 +201,22 @@ impl Qemu {
         &self.log
     }
 
+    /// The emulator's own controls.
+    pub fn monitor(&mut self) -> &mut Monitor {
+        &mut self.monitor
+    }
+
+    /// Resets the machine and returns when the device is listening again. Flash behind a controller stays as it was, whatever
+    /// was being written.
+    ///
+    /// # Errors
+    /// If QEMU has ended or the firmware does not get as far as listening.
+    pub fn reset(&mut self) -> Result<()> {
+        let before = self.log.count(LISTENING);
+        self.monitor.system_reset()?;
+        self.log.wait_for_nth(LISTENING, before + 1, START_TIMEOUT).map(drop)
+    }
+
     /// Waits for the program to end by itself and returns QEMU's exit status and the whole log.
     ///
     /// # Errors
@@ -181,6 +245,7 @@ impl Qemu {
         // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.scratch = None;
     }
 }
 
@@ -190,7 +255,17 @@ impl Drop for Qemu {
     }
 }
 
-/// Waits for QEMU to connect to the log's port.
+/// A path in QEMU's option syntax, which doubles commas.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// The description of a character device that connects to a port of ours.
+fn socket(name: &str, listener: &TcpListener) -> Result<String> {
+    Ok(format!("socket,id={name},host=127.0.0.1,port={}", listener.local_addr()?.port()))
+}
+
+/// Waits for QEMU to connect to one of our ports.
 fn accept(listener: &TcpListener, child: &mut Child) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
     let deadline = Instant::now() + START_TIMEOUT;

@@ -1,5 +1,7 @@
 //! Tests of the board support in QEMU with the board's `smoke` program.
 
+mod flash_boards;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,16 +14,16 @@ use crate::qemu::{LISTENING, Options, Qemu};
 use crate::{firmware, output_folder, sections};
 
 const TIMEOUT: Duration = Duration::from_mins(1);
-const BOARD: &str = "qemu-mps2-an386";
+const BOARDS: [&str; 2] = ["qemu-mps2-an386", "qemu-mps3-an547"];
 
 /// Boots the smoke program with a base partition full of a pattern.
-fn boot(count_instructions: bool) -> (Board, Qemu) {
-    let board = Board::find(BOARD).unwrap();
+fn boot(board: &str, count_instructions: bool) -> (Board, Qemu) {
+    let board = Board::find(board).unwrap();
     let elf = firmware::build(&board, "smoke").unwrap();
     let options = Options {
         count_instructions,
         images: vec![(base_image(&board), board.base.origin)],
-        echo_log: false,
+        ..Options::default()
     };
     let qemu = Qemu::boot(&board, &elf, &options).unwrap();
     (board, qemu)
@@ -29,7 +31,8 @@ fn boot(count_instructions: bool) -> (Board, Qemu) {
 
 /// A file as long as the base partition: byte i is i mod 251.
 fn base_image(board: &Board) -> PathBuf {
-    let file = output_folder("xtask-tests").unwrap().join(format!("base-{:?}.bin", thread::current().id()));
+    let folder = output_folder("xtask-tests").unwrap();
+    let file = folder.join(format!("base-{}-{:?}.bin", board.name, thread::current().id()));
     fs::write(&file, pattern(board.base.length as usize)).unwrap();
     file
 }
@@ -55,12 +58,18 @@ fn transfer(qemu: &Qemu, command: u8, data: &[u8], answer: usize) -> Vec<u8> {
 
 #[test]
 fn partitions_flash_rules_and_exact_instruction_counts() {
-    let (board, qemu) = boot(true);
+    for name in BOARDS {
+        partitions_rules_and_counts(name);
+    }
+}
+
+fn partitions_rules_and_counts(name: &str) {
+    let (board, qemu) = boot(name, true);
     qemu.log().wait_for("ready", TIMEOUT).unwrap();
     let log = qemu.log().lines();
     let texts: Vec<_> = log.iter().map(|line| line.text.as_str()).collect();
     assert!(log.iter().all(|line| line.level == "info"), "{texts:#?}");
-    assert_eq!(texts[0], format!("{BOARD} is {LISTENING}"));
+    assert_eq!(texts[0], format!("{name} is {LISTENING}"));
     assert_eq!(texts[1], format!("core {}", board.core));
     let image = pattern(board.base.length as usize);
     let ends = [&image[..4], &image[image.len() - 4..]].map(|word| {
@@ -85,8 +94,8 @@ fn partitions_flash_rules_and_exact_instruction_counts() {
 fn no_byte_is_lost_at_full_speed_or_behind_a_busy_device() {
     // Several times the device's queue, so that the sender has to be held back, and not periodic in any power of two.
     let data = pattern(50_000);
-    for count_instructions in [false, true] {
-        let (_, qemu) = boot(count_instructions);
+    for (board, count_instructions) in BOARDS.into_iter().flat_map(|board| [(board, false), (board, true)]) {
+        let (_, qemu) = boot(board, count_instructions);
         assert!(transfer(&qemu, b'e', &data, data.len()) == data);
         // A second client, and a device that does not listen for the first 20 million instructions.
         assert!(transfer(&qemu, b'b', &data, data.len()) == data);
@@ -97,10 +106,10 @@ fn no_byte_is_lost_at_full_speed_or_behind_a_busy_device() {
 
 #[test]
 fn success_panic_and_fault_end_the_emulator_with_their_own_code() {
-    for (command, code, last) in
-        [(b'q', 0, "ready"), (b'p', 1, "asked to panic"), (b'f', 1, "hard fault at pc 0x0000")]
+    let endings = [(b'q', 0, "ready"), (b'p', 1, "asked to panic"), (b'f', 1, "hard fault at pc 0x")];
+    for (board, (command, code, last)) in BOARDS.into_iter().flat_map(|board| endings.map(|end| (board, end)))
     {
-        let (_, qemu) = boot(true);
+        let (_, qemu) = boot(board, true);
         qemu.connect(TIMEOUT).unwrap().write_all(&[command]).unwrap();
         let (status, log) = qemu.wait(TIMEOUT).unwrap();
         let line = log.last().unwrap();
@@ -112,7 +121,7 @@ fn success_panic_and_fault_end_the_emulator_with_their_own_code() {
 
 #[test]
 fn sections_are_told_apart_by_memory_and_by_what_the_flash_stores() {
-    let board = Board::find(BOARD).unwrap();
+    let board = Board::find(BOARDS[0]).unwrap();
     let sections = sections::read(&board, &firmware::build(&board, "smoke").unwrap()).unwrap();
     let find = |name: &str| sections.iter().find(|section| section.name == name).unwrap();
     for (name, memory, stored) in
@@ -127,7 +136,7 @@ fn sections_are_told_apart_by_memory_and_by_what_the_flash_stores() {
 
 #[test]
 fn a_machine_that_does_not_exist_is_reported_with_qemus_own_words() {
-    let mut board = Board::find(BOARD).unwrap();
+    let mut board = Board::find(BOARDS[0]).unwrap();
     let elf = firmware::build(&board, "smoke").unwrap();
     board.qemu.machine = "nonesuch".to_owned();
     let error = format!("{:#}", Qemu::boot(&board, &elf, &Options::default()).unwrap_err());

@@ -9,15 +9,27 @@ extern crate std;
 
 pub mod app;
 pub mod flash;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+mod logger;
 pub mod nor;
+pub mod partition;
+pub mod register;
 pub mod ring;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+pub mod semihosting;
+#[cfg(all(feature = "semihosting-log", target_os = "none"))]
+pub mod smoke;
+pub mod stack;
 pub mod tap;
 
 use embedded_storage::nor_flash::NorFlash;
 use rankpatch_runtime::slots::Layout;
 
 pub use nor::{NorError, NorRam};
+pub use partition::{Controller, ControllerFault, FlashPartition};
+pub use register::Register;
 pub use ring::ByteRing;
+pub use stack::PaintedStack;
 
 /// The names and the parts' types of one board.
 pub trait Board {
@@ -25,6 +37,11 @@ pub trait Board {
     const NAME: &'static str;
     /// The processor core, for example `Cortex-M4`.
     const CORE: &'static str;
+    /// Outputs of a task head that there is room for at most. Each takes four bytes of the arena.
+    const HEAD_OUTPUTS: usize = 256;
+    /// Longest sequence that the engine keeps, if the base takes longer ones. Keys and values of each row take their part of
+    /// the arena.
+    const CONTEXT: usize = usize::MAX;
     /// The byte stream to the host.
     type Link: Link;
     /// The adapter partition.

@@ -21,7 +21,7 @@ pub const WORD_BYTES: usize = 4;
 const WORDS_PER_UNIT: usize = 32;
 const ERASED: u8 = 0xFF;
 
-/// Why the flash refused an operation. Nothing was changed.
+/// Why the flash refused an operation. Nothing was changed, unless the controller failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NorError {
@@ -51,6 +51,11 @@ pub enum NorError {
         /// The slot's number.
         slot: u32,
     },
+    /// The flash controller reported a failure; the page or the words there may have changed.
+    Controller {
+        /// Offset of the page or of the first word.
+        offset: u32,
+    },
 }
 
 impl fmt::Display for NorError {
@@ -74,6 +79,9 @@ impl fmt::Display for NorError {
                     "expected a slot that is not in use, found slot {slot} pinned: detach its adapter first"
                 )
             }
+            Self::Controller { offset } => {
+                write!(f, "expected the flash controller to finish, found a failure at offset {offset}")
+            }
         }
     }
 }
@@ -85,7 +93,9 @@ impl NorFlashError for NorError {
         match self {
             Self::NotAligned { .. } => NorFlashErrorKind::NotAligned,
             Self::OutOfBounds { .. } => NorFlashErrorKind::OutOfBounds,
-            Self::NotErased { .. } | Self::Pinned { .. } => NorFlashErrorKind::Other,
+            Self::NotErased { .. } | Self::Pinned { .. } | Self::Controller { .. } => {
+                NorFlashErrorKind::Other
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use cortex_m::interrupt::InterruptNumber;
 use rankpatch_board::{Board, NorRam, Parts};
 
-use crate::counter::TickCounter;
+use crate::counter::{self, TickCounter};
 use crate::memory;
 use crate::stack::PaintedStack;
 use crate::uart::{self, UartLink};
@@ -20,10 +20,14 @@ pub(crate) enum Interrupt {
     Timer = 8,
 }
 
-impl Interrupt {
-    pub(crate) fn from_number(number: i16) -> Option<Self> {
-        [Self::LinkReceive, Self::Timer].into_iter().find(|&interrupt| interrupt as i16 == number)
+/// Handles an interrupt; false if it is none of this board's.
+pub(crate) fn handle(number: i16) -> bool {
+    match number {
+        _ if number == Interrupt::LinkReceive as i16 => uart::on_receive(),
+        _ if number == Interrupt::Timer as i16 => counter::on_wrap(),
+        _ => return false,
     }
+    true
 }
 
 // SAFETY: the numbers are those of the machine and never change.
@@ -35,9 +39,9 @@ unsafe impl InterruptNumber for Interrupt {
 
 /// The QEMU machine `mps2-an386`.
 #[derive(Debug)]
-pub struct Mps2An386;
+pub struct Machine;
 
-impl Board for Mps2An386 {
+impl Board for Machine {
     const NAME: &'static str = env!("CARGO_PKG_NAME");
     const CORE: &'static str = "Cortex-M4";
     type Link = UartLink;
@@ -50,14 +54,14 @@ impl Board for Mps2An386 {
 ///
 /// # Panics
 /// At the second call.
-pub fn take() -> Parts<Mps2An386> {
+pub fn take() -> Parts<Machine> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     uart::LOG.start_sending();
     assert!(!TAKEN.load(Ordering::Relaxed), "expected one call of take, found a second");
     TAKEN.store(true, Ordering::Relaxed);
     let (counter, link) = (TickCounter::start(), UartLink::start());
     // The host waits for this line before it sends anything.
-    defmt::info!("{=str} is listening", Mps2An386::NAME);
+    defmt::info!("{=str} is listening", Machine::NAME);
     Parts {
         counter,
         link,

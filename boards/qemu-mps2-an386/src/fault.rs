@@ -6,8 +6,7 @@ use core::panic::PanicInfo;
 use cortex_m_rt::{ExceptionFrame, exception};
 use cortex_m_semihosting::debug;
 
-use crate::board::Interrupt;
-use crate::{counter, uart};
+use crate::board;
 
 /// Ends the emulator with exit code 0.
 pub fn succeed() -> ! {
@@ -56,12 +55,8 @@ unsafe fn HardFault(frame: &ExceptionFrame) -> ! {
     fail()
 }
 
-/// Every interrupt arrives here; the board uses two of them.
+/// Every interrupt arrives here.
 #[exception]
 unsafe fn DefaultHandler(number: i16) {
-    match Interrupt::from_number(number) {
-        Some(Interrupt::LinkReceive) => uart::on_receive(),
-        Some(Interrupt::Timer) => counter::on_wrap(),
-        None => panic!("expected no exception, found number {number}"),
-    }
+    assert!(board::handle(number), "expected an interrupt of this board, found exception {number}");
 }

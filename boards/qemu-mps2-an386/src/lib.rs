@@ -13,6 +13,8 @@ mod fault;
 #[cfg(target_os = "none")]
 mod logger;
 #[cfg(target_os = "none")]
+pub mod machine;
+#[cfg(target_os = "none")]
 pub mod memory;
 #[cfg(target_os = "none")]
 mod register;

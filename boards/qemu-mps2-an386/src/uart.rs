@@ -8,6 +8,8 @@ use cortex_m::peripheral::NVIC;
 use rankpatch_board::{ByteRing, Link};
 
 use crate::board::Interrupt;
+use crate::counter::TICKS_PER_SECOND;
+use crate::machine;
 use crate::register::Register;
 
 /// Offset of the data register; the others follow in the order of [`Uart`]'s fields.
@@ -17,8 +19,8 @@ const CTRL_TX_ENABLE: u32 = 1 << 0;
 const CTRL_RX_ENABLE: u32 = 1 << 1;
 const CTRL_RX_INTERRUPT: u32 = 1 << 3;
 const INTERRUPT_RX: u32 = 1 << 1;
-/// 25 MHz / 217 = 115,200 Bd. The emulator ignores the value as long as it is at least 16.
-const BAUD_DIVISOR: u32 = 217;
+/// 115,200 Bd. The emulator ignores the value as long as it is at least 16.
+const BAUD_DIVISOR: u32 = TICKS_PER_SECOND / 115_200;
 
 /// Bytes that wait while the application computes. A whole upload window fits, so that the sender need not stop.
 const QUEUE_BYTES: usize = 8192;
@@ -34,9 +36,9 @@ pub(crate) struct Uart {
 }
 
 // SAFETY: the two UARTs of this machine.
-static LINK: Uart = unsafe { Uart::at(0x4000_4000) };
+static LINK: Uart = unsafe { Uart::at(machine::LINK_UART) };
 // SAFETY: as above.
-pub(crate) static LOG: Uart = unsafe { Uart::at(0x4000_5000) };
+pub(crate) static LOG: Uart = unsafe { Uart::at(machine::LOG_UART) };
 
 impl Uart {
     /// # Safety

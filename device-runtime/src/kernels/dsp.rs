@@ -15,11 +15,22 @@
 //! `256 c1 + (c0 + 128)`, exactly, for one instruction more; 128 times the sum of the even activations is subtracted at
 //! the end.
 //!
-//! The assembler knows these instructions on `thumbv7em`; for `thumbv8m.main`, build with `-C target-cpu=cortex-m33`.
+//! The target `thumbv7em` has these instructions. `thumbv8m.main` need not have them, so there the assembler is told the
+//! core in each function.
 #![allow(
     unsafe_code,
     reason = "SMLAD has no stable intrinsic, and loops of naked assembly use every register"
 )]
+
+/// A naked function's body, for a core with the DSP extension.
+#[cfg(not(armv8m_main))]
+macro_rules! dsp_asm {
+    ($($line:expr),+ $(,)?) => { core::arch::naked_asm!($($line),+) };
+}
+#[cfg(armv8m_main)]
+macro_rules! dsp_asm {
+    ($($line:expr),+ $(,)?) => { core::arch::naked_asm!(".cpu cortex-m33", $($line),+) };
+}
 
 /// A loop's body, so many times over.
 macro_rules! repeat {
@@ -28,6 +39,8 @@ macro_rules! repeat {
     (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
 }
 
+#[cfg(target_abi = "eabihf")]
+pub(super) mod components;
 mod matrix;
 mod pack;
 #[cfg(target_abi = "eabihf")]
@@ -103,6 +116,7 @@ pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], words: &Words<'_>, acc: &
         Layout::RowMajor => down(w, x, words, acc),
         Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => matrix::gemv(w, words.blocks, acc),
         Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
+        Layout::Mve4x16 => reference::mve4x16(w, x, acc),
     }
 }
 
@@ -121,6 +135,10 @@ pub(super) fn gemm2(
         Layout::Dsp4x4 => {
             reference::dsp4x4(w, x[0], acc0);
             reference::dsp4x4(w, x[1], acc1);
+        }
+        Layout::Mve4x16 => {
+            reference::mve4x16(w, x[0], acc0);
+            reference::mve4x16(w, x[1], acc1);
         }
     }
 }
@@ -183,9 +201,16 @@ pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     let done = up::up_add(b, v, shift, acc);
-    // What is left: a few last rows, or all of them where the multiplier 2^(32-shift) would not fit.
+    if done < acc.len() {
+        last_rows(b, v, shift, acc, done);
+    }
+}
+
+/// The rows that the fast loops left: a few last ones, or all of them where the multiplier would not fit.
+#[cold]
+fn last_rows(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32], done: usize) {
     let (Some(b), Some(acc)) = (b.get(done * v.len()..), acc.get_mut(done..)) else { return };
-    if !acc.is_empty() && !v.is_empty() {
+    if !v.is_empty() {
         reference::up_add_any(b, v, shift, acc);
     }
 }

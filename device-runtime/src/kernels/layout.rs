@@ -7,6 +7,7 @@ pub const fn layout_len(layout: Layout, out: usize, k: usize) -> usize {
     match layout {
         Layout::RowMajor => out.saturating_mul(k),
         Layout::Dsp4x4 => out.div_ceil(4).saturating_mul(k.div_ceil(4)).saturating_mul(16),
+        Layout::Mve4x16 => out.div_ceil(4).saturating_mul(k.div_ceil(16)).saturating_mul(64),
     }
 }
 

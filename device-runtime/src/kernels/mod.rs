@@ -10,6 +10,7 @@
 //! The caller guarantees the lengths. A slice that is too short trips a debug assertion; in a release build the call
 //! then does nothing.
 
+mod components;
 mod layout;
 mod quantize;
 #[cfg_attr(
@@ -27,24 +28,36 @@ compile_error!(
     "expected a core with the DSP extension (Cortex-M4, M7, M33) for the feature `dsp`, found Armv6-M"
 );
 
+#[cfg(all(target_arch = "arm", feature = "helium", not(armv8m_main)))]
+compile_error!("expected a core with Helium (Cortex-M55, M85; thumbv8m.main) for the feature `helium`");
+#[cfg(all(target_arch = "arm", feature = "helium", feature = "dsp"))]
+compile_error!("expected one of the features `dsp` and `helium`, found both");
+
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 mod dsp;
 #[cfg(all(target_arch = "arm", feature = "dsp"))]
 use dsp as core_kernels;
-#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+#[cfg(all(target_arch = "arm", feature = "helium"))]
+mod helium;
+#[cfg(all(target_arch = "arm", feature = "helium"))]
+use helium as core_kernels;
+#[cfg(not(all(target_arch = "arm", any(feature = "dsp", feature = "helium"))))]
 mod portable;
-#[cfg(all(target_arch = "arm", not(feature = "dsp")))]
+#[cfg(all(target_arch = "arm", not(any(feature = "dsp", feature = "helium"))))]
 mod thumb;
-#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+#[cfg(not(all(target_arch = "arm", any(feature = "dsp", feature = "helium"))))]
 use portable as core_kernels;
+#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+mod unpacked;
 
+pub use components::component_codes;
 pub use layout::{Layout, encode, layout_len};
 pub use quantize::quantize;
 
 /// Words of scratch that [`Packed`], [`PackedPair`], [`gemv`] and [`gemm2`] need for vectors of `k` codes.
 pub const fn pack_len(layout: Layout, k: usize) -> usize {
     match layout {
-        Layout::RowMajor => 0,
+        Layout::RowMajor | Layout::Mve4x16 => 0,
         // Two words for four codes of two vectors.
         Layout::Dsp4x4 => k.div_ceil(4).saturating_mul(4),
     }

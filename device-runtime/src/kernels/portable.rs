@@ -1,35 +1,20 @@
 //! The kernels of cores without the DSP extension: [`reference`], but for one loop on Arm. Vectors need no preparation, and
 //! where extending a sign costs nothing, two of them have nothing to share.
 
-use core::marker::PhantomData;
-
 use super::layout::Layout;
 use super::reference;
-
 #[cfg(not(target_arch = "arm"))]
 use super::reference::row_major;
 pub(super) use super::reference::up_add;
 #[cfg(target_arch = "arm")]
 use super::thumb::row_major;
-
-#[derive(Default)]
-pub(super) struct Words<'a>(PhantomData<&'a [i32]>);
-
-#[derive(Default)]
-pub(super) struct PairWords<'a>(PhantomData<&'a [i32]>);
-
-pub(super) fn pack<'a>(_x: &[i8], _scratch: &'a mut [i32]) -> Words<'a> {
-    Words::default()
-}
-
-pub(super) fn pack_pair<'a>(_x: [&[i8]; 2], _scratch: &'a mut [i32]) -> PairWords<'a> {
-    PairWords::default()
-}
+pub(super) use super::unpacked::{PairWords, Words, pack, pack_pair};
 
 pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: &mut [i32]) {
     match layout {
         Layout::RowMajor => row_major(w, x, acc),
         Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
+        Layout::Mve4x16 => reference::mve4x16(w, x, acc),
     }
 }
 

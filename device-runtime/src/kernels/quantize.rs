@@ -43,7 +43,7 @@ fn max_abs_bits(x: &[f32]) -> u32 {
 }
 
 /// The bulk of the work, eight values at a time.
-#[cfg(not(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf")))]
+#[cfg(not(all(target_arch = "arm", any(feature = "helium", all(feature = "dsp", target_abi = "eabihf")))))]
 mod groups {
     pub(super) fn max_doubled_bits(x: &[[f32; 8]], max: u32) -> u32 {
         x.as_flattened().iter().fold(max, |max, value| max.max(value.to_bits() << 1))
@@ -58,3 +58,5 @@ mod groups {
 
 #[cfg(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"))]
 use super::dsp::quantize as groups;
+#[cfg(all(target_arch = "arm", feature = "helium"))]
+use super::helium::quantize as groups;

@@ -131,6 +131,21 @@ fn dot_blocks(blocks: &[[[i8; 4]; 4]], x: &[i8]) -> [i32; 4] {
     sums
 }
 
+/// `acc = W x` for a `Mve4x16` matrix.
+pub(super) fn mve4x16(w: &[i8], x: &[i8], acc: &mut [i32]) {
+    acc.fill(0);
+    let (vectors, _) = w.as_chunks::<16>();
+    let (blocks, _) = vectors.as_chunks::<4>();
+    // A group of four rows is a row of blocks of four vectors; `x` ends before the padding of the last one.
+    for (group, acc) in blocks.chunks_exact(x.len().div_ceil(16).max(1)).zip(acc.chunks_mut(4)) {
+        for (block, x) in group.iter().zip(x.chunks(16)) {
+            for (sum, row) in acc.iter_mut().zip(block) {
+                *sum = row.iter().zip(x).fold(*sum, |sum, (&w, &x)| mul_add(sum, w, x));
+            }
+        }
+    }
+}
+
 #[inline]
 fn mul_add(sum: i32, w: i8, x: i8) -> i32 {
     sum.wrapping_add(i32::from(w).wrapping_mul(i32::from(x)))

@@ -2,8 +2,8 @@
 //! host's tests, QEMU and a real board all call.
 
 use super::{
-    Layout, Packed, PackedPair, down, down_packed, down2_packed, encode, gemm2, gemv, layout_len, pack_len,
-    quantize, up_add,
+    Layout, Packed, PackedPair, component_codes, down, down_packed, down2_packed, encode, gemm2, gemv,
+    layout_len, pack_len, quantize, up_add,
 };
 
 /// Every length up to here is tried: a little more than four times the widest step of any kernel.
@@ -50,7 +50,7 @@ pub fn sweep(seed: u32, bytes: &mut [i8], words: &mut [i32]) -> Sweep {
     let mut found = Sweep::default();
     for alignment in 0..16 {
         for k in LENGTHS {
-            for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+            for layout in Layout::ALL {
                 let out = 1 + random.below(ROWS as u32) as usize;
                 matrix(&mut found, &mut random, layout, out, k, alignment, bytes, words);
             }
@@ -59,6 +59,7 @@ pub fn sweep(seed: u32, bytes: &mut [i8], words: &mut [i32]) -> Sweep {
             quantize_case(&mut found, &mut random, k, alignment, bytes);
         }
         for rank in RANKS {
+            component_case(&mut found, &mut random, rank, words);
             for shift in 0..=14 {
                 up_case(&mut found, &mut random, rank, shift, alignment, bytes, words);
             }
@@ -185,6 +186,40 @@ fn up_case(
     found.count(equal);
 }
 
+/// `component_codes` with products from far too large to far too small.
+fn component_case(found: &mut Sweep, random: &mut Random, rank: usize, words: &mut [i32]) {
+    let Some((z, words)) = words.split_at_mut_checked(rank) else { return };
+    let Some(before) = words.get_mut(..rank) else { return };
+    let (mut scales, mut v) = ([[0; 2]; MAX_RANK], [99; MAX_RANK]);
+    let (Some(scales), Some(v)) = (scales.get_mut(..rank), v.get_mut(..rank)) else { return };
+    let (size, exponent) = (random.below(31), random.below(31));
+    for ((z, before), scale) in z.iter_mut().zip(before.iter_mut()).zip(scales.iter_mut()) {
+        *z = random.next().cast_signed() >> size;
+        *before = *z;
+        // Positive and finite; with exponent 0 subnormal.
+        *scale = ((exponent << 10 | random.below(1 << 10)).max(1) as u16).to_le_bytes();
+    }
+    let shift = component_codes(z, scales, v);
+    let products = || before.iter().zip(&*scales).map(|(&z, &scale)| single(scale) * z as f32);
+    let unit = |shift: u32| (1u32 << shift) as f32;
+    let max = products().fold(0.0, |max: f32, product| max.max(product.abs()));
+    let greatest = (0..=14).rev().find(|&shift| max * unit(shift) <= 32767.0).unwrap_or(0);
+    let equal = products().zip(&*v).all(|(product, &code)| {
+        let scaled = (product * unit(shift)).clamp(-32767.0, 32767.0);
+        let distance = (scaled - f32::from(code)).abs();
+        distance < 0.5 || distance == 0.5 && code % 2 == 0
+    });
+    found.count(equal && shift == greatest);
+}
+
+/// A positive, finite f16, by its definition.
+fn single(half: [u8; 2]) -> f32 {
+    let half = u16::from_le_bytes(half);
+    let (exponent, fraction) = (u32::from(half >> 10), f32::from(half & 0x3ff));
+    let (significand, exponent) = if exponent == 0 { (fraction, 1) } else { (fraction + 1024.0, exponent) };
+    significand * f32::from_bits((127 - 25 + exponent) << 23)
+}
+
 /// `quantize` of a vector whose values differ by up to `2^alignment` and hold many ties.
 fn quantize_case(found: &mut Sweep, random: &mut Random, k: usize, alignment: usize, bytes: &mut [i8]) {
     let Some((codes, _)) = aligned(bytes, alignment, k) else { return };
@@ -214,7 +249,7 @@ fn quantize_case(found: &mut Sweep, random: &mut Random, k: usize, alignment: us
 /// A constant matrix times a constant vector, where a narrow accumulator overflows first.
 fn long_case(found: &mut Sweep, k: usize, w: i8, x: i8, bytes: &mut [i8], words: &mut [i32]) {
     let expected = i32::from(w) * i32::from(x) * k as i32;
-    for layout in [Layout::RowMajor, Layout::Dsp4x4] {
+    for layout in Layout::ALL {
         let out = 4;
         let Some((image, bytes)) = aligned(bytes, 0, layout_len(layout, out, k)) else { return };
         let Some((vector, _)) = aligned(bytes, 1, k) else { return };

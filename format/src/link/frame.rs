@@ -11,17 +11,19 @@ const OVERHEAD_BYTES: usize = 2 + 4;
 const BLOCK: usize = 254;
 
 /// Stuffs bytes as they come and hands them on in blocks.
-struct Stuffer<W> {
+///
+/// The sink is a trait object: a message's encoder is compiled once, whoever sends it.
+struct Stuffer<'w> {
     /// The code byte's place, then bytes that are not zero.
     block: [u8; BLOCK + 1],
     /// Bytes in the block, the code byte included.
     len: usize,
-    sink: W,
+    sink: &'w mut dyn FnMut(&[u8]),
     written: usize,
 }
 
-impl<W: FnMut(&[u8])> Stuffer<W> {
-    fn new(sink: W) -> Self {
+impl<'w> Stuffer<'w> {
+    fn new(sink: &'w mut dyn FnMut(&[u8])) -> Self {
         Self { block: [0; BLOCK + 1], len: 1, sink, written: 0 }
     }
 
@@ -56,12 +58,12 @@ impl<W: FnMut(&[u8])> Stuffer<W> {
 }
 
 /// Where postcard writes a message: into the checksum and the stuffer.
-struct Sink<'s, W> {
-    stuffer: &'s mut Stuffer<W>,
+struct Sink<'s, 'w> {
+    stuffer: &'s mut Stuffer<'w>,
     crc: crc::Digest<'static, u32>,
 }
 
-impl<W: FnMut(&[u8])> Flavor for Sink<'_, W> {
+impl Flavor for Sink<'_, '_> {
     type Output = u32;
 
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
@@ -84,7 +86,11 @@ impl<W: FnMut(&[u8])> Flavor for Sink<'_, W> {
 ///
 /// # Errors
 /// [`Error::Malformed`] if the message cannot be encoded; none of this crate's is such. Part of a frame may have been written then.
-pub fn write_frame(id: u8, message: &impl Serialize, sink: impl FnMut(&[u8])) -> Result<usize> {
+pub fn write_frame(id: u8, message: &impl Serialize, mut sink: impl FnMut(&[u8])) -> Result<usize> {
+    write(id, message, &mut sink)
+}
+
+fn write(id: u8, message: &impl Serialize, sink: &mut dyn FnMut(&[u8])) -> Result<usize> {
     let mut stuffer = Stuffer::new(sink);
     let mut flavor = Sink { stuffer: &mut stuffer, crc: crate::CRC.digest() };
     let written = flavor.try_extend(&[VERSION, id]);

@@ -53,13 +53,12 @@ enum Target {
 }
 
 impl Target {
-    /// Cores with SMLAD read interleaved weights faster; all others read rows.
+    /// Cores with SMLAD and cores with Helium have a layout of their own; all others read rows.
     fn layout(self) -> Layout {
         match self {
             Self::CortexM4 | Self::CortexM7 | Self::CortexM33 => Layout::Dsp4x4,
-            Self::CortexM0 | Self::CortexM3 | Self::CortexM55 | Self::Riscv32 | Self::Host => {
-                Layout::RowMajor
-            }
+            Self::CortexM55 => Layout::Mve4x16,
+            Self::CortexM0 | Self::CortexM3 | Self::Riscv32 | Self::Host => Layout::RowMajor,
         }
     }
 }

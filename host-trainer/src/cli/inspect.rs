@@ -3,7 +3,7 @@
 mod adapter;
 mod base;
 
-pub(crate) use adapter::payload_bytes;
+pub use adapter::payload_bytes;
 
 use std::path::{Path, PathBuf};
 

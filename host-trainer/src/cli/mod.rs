@@ -8,7 +8,7 @@ mod device;
 mod eval;
 pub mod exit;
 mod features;
-pub(crate) mod inspect;
+mod inspect;
 mod key;
 mod labels;
 mod progress;
@@ -26,6 +26,7 @@ use clap::{Parser, Subcommand};
 
 use console::Console;
 use exit::{Failure, Outcome};
+pub use inspect::payload_bytes;
 
 /// Trains LoRA adapters for microcontrollers and switches devices to them.
 #[derive(Debug, Parser)]

@@ -63,9 +63,9 @@ const SLOT_BYTES: usize = 64 * 1024;
 pub(crate) const FILE_BYTES: u32 = SLOT_BYTES as u32 - 64;
 const N_SLOTS: usize = 3;
 const PAGE_BYTES: usize = 4096;
-/// The frame buffer of the receiver: chunks of 2,048 bytes.
-const FRAME: usize = 2090;
-pub(crate) const CHUNK_BYTES: u32 = 2048;
+/// The frame buffer of the receiver: chunks of 4,096 bytes, as the firmware has them where there is memory to spare.
+const FRAME: usize = 4160;
+pub(crate) const CHUNK_BYTES: u32 = 4096;
 pub(crate) const WINDOW: u8 = 4;
 
 /// The simulated line: 115,200 bit/s with 10 bits a byte, and 5 ms one way.

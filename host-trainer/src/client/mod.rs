@@ -143,7 +143,7 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// A [`ClientError`], as with every request below.
     pub fn info(&mut self) -> Result<Info> {
-        match self.ask("info", &Request::Info, self.options.answer_timeout)?.0 {
+        match self.ask_soon("info", &Request::Info, Duration::ZERO)? {
             Answer::Info(info) => {
                 self.limits = Some((info.chunk_bytes.into(), info.window.into()));
                 Ok(info)
@@ -157,7 +157,7 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// [`ClientError::Refused`] if there is no such slot, and as above.
     pub fn slot(&mut self, slot: u8) -> Result<Slot> {
-        match self.ask("slot", &Request::Slot { slot }, self.options.answer_timeout)?.0 {
+        match self.ask_soon("slot", &Request::Slot { slot }, Duration::ZERO)? {
             Answer::Slot(slot) => Ok(slot),
             other => wrong("slot", "Slot", &other),
         }
@@ -206,7 +206,7 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// [`ClientError::Refused`] if the slot does not run, and as above.
     pub fn confirm(&mut self, slot: u8) -> Result<Status> {
-        self.status_after("confirm", &Request::Confirm { slot }, self.options.work_timeout)
+        self.status_after("confirm", &Request::Confirm { slot })
     }
 
     /// Goes back from a slot to what was confirmed before it.
@@ -214,7 +214,7 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// As above.
     pub fn roll_back(&mut self, slot: u8) -> Result<Status> {
-        self.status_after("rollback", &Request::Rollback { slot }, self.options.work_timeout)
+        self.status_after("rollback", &Request::Rollback { slot })
     }
 
     /// What runs, and what would after a reset.
@@ -222,11 +222,11 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// As above.
     pub fn status(&mut self) -> Result<Status> {
-        self.status_after("status", &Request::Status, self.options.answer_timeout)
+        self.status_after("status", &Request::Status)
     }
 
-    fn status_after(&mut self, name: &'static str, request: &Request<'_>, wait: Duration) -> Result<Status> {
-        match self.ask(name, request, wait)?.0 {
+    fn status_after(&mut self, name: &'static str, request: &Request<'_>) -> Result<Status> {
+        match self.ask_soon(name, request, self.options.work_timeout)? {
             Answer::Status(status) => Ok(status),
             other => wrong(name, "Status", &other),
         }
@@ -399,14 +399,15 @@ impl<T: Transport> Device<T> {
         }
     }
 
-    /// Like [`Device::ask`] for work that takes long but is cheap to ask for again: the first waits are short and double each
-    /// time, up to the time that work may take.
-    fn ask_soon(&mut self, name: &'static str, request: &Request<'_>) -> Result<Answer> {
+    /// Like [`Device::ask`] for what may be asked twice at no cost: the first wait is a quarter of that for an answer, and each is
+    /// twice the one before, up to it. Asks for as long as all attempts of [`Device::ask`] together, or for `least`.
+    fn ask_soon(&mut self, name: &'static str, request: &Request<'_>, least: Duration) -> Result<Answer> {
         let id = self.next_id();
-        let mut wait = self.options.answer_timeout.min(self.options.work_timeout);
+        let mut wait = self.options.answer_timeout / 4;
         let mut waited = Duration::ZERO;
         let mut attempts = 0;
-        while attempts <= self.options.retries || waited < self.options.work_timeout {
+        let patience = least.max(self.options.answer_timeout * (self.options.retries + 1));
+        while waited < patience {
             match self.ask_once(name, id, request, wait)? {
                 Some(Answer::Refused(refusal)) => {
                     return Err(ClientError::Refused { request: name, refusal });
@@ -416,7 +417,7 @@ impl<T: Transport> Device<T> {
             }
             attempts += 1;
             waited += wait;
-            wait = (wait * 2).min(self.options.work_timeout);
+            wait = (wait * 2).min(self.options.answer_timeout);
         }
         Err(no_answer(name, waited, attempts))
     }

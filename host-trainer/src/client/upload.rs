@@ -20,7 +20,7 @@ const GROW_AFTER: u32 = 8;
 /// The window after a loss: enough to keep a line busy, little to send again.
 const LOSSY_WINDOW: usize = 2;
 /// Shortest wait for the answer to a chunk.
-const LEAST_PATIENCE: Duration = Duration::from_millis(50);
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// An upload that is complete and committed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -69,7 +69,7 @@ impl<T: Transport> Device<T> {
         let mut upload = Transfer { acknowledged: resumed_at, highest: resumed_at, ..Transfer::default() };
         let slot = loop {
             self.send_chunks(&begin, file, &mut upload, &mut progress)?;
-            match self.ask_soon("finish", &Request::Finish) {
+            match self.ask_soon("finish", &Request::Finish, self.options.work_timeout) {
                 Ok(Answer::Slot(slot)) => break slot,
                 Err(ClientError::Refused { refusal, .. })
                     if matches!(refusal.code, ErrorCode::Incomplete | ErrorCode::NoUpload)
@@ -97,7 +97,7 @@ impl<T: Transport> Device<T> {
     }
 
     fn begin(&mut self, begin: &Request<'_>, len: u32) -> Result<u32> {
-        match self.ask_soon("begin", begin)? {
+        match self.ask_soon("begin", begin, self.options.work_timeout)? {
             Answer::Progress { next, .. } => Ok(next.min(len)),
             other => wrong("begin", "Progress", &other),
         }
@@ -211,9 +211,8 @@ impl<T: Transport> Device<T> {
                 let chunk = &in_flight[at];
                 if chunk.timed {
                     let took = self.transport.now().saturating_duration_since(chunk.sent);
-                    // Twice the smoothed time: sending, transmitting, storing and answering.
-                    let smoothed = upload.smoothed.map_or(took, |smoothed| (smoothed * 7 + took) / 8);
-                    (upload.smoothed, upload.patience) = (Some(smoothed), Some(smoothed.max(took) * 2));
+                    // Half as much again as the last one, in which the whole window was on its way.
+                    upload.patience = Some(took * 3 / 2 + LEAST_PATIENCE);
                 }
                 let end = chunk.end;
                 in_flight.drain(..=at);
@@ -237,8 +236,6 @@ struct Transfer {
     failures: u32,
     /// Rounds since the last progress.
     stalls: u32,
-    /// Time between a chunk and its answer.
-    smoothed: Option<Duration>,
     /// How long the next answer is waited for.
     patience: Option<Duration>,
 }

@@ -68,6 +68,10 @@ pub struct TrainConfig {
     pub dataset: DatasetKind,
     /// Where the data lie.
     pub data: PathBuf,
+    /// Tokens of a request, with the one that starts a sequence; longer requests are cut. `None` refuses what the base cannot
+    /// take.
+    #[serde(default)]
+    pub max_length: Option<usize>,
     /// What a task head reads of the feature rows.
     pub pooling: Pooling,
     /// LoRA.
@@ -112,6 +116,7 @@ impl Default for TrainConfig {
             base: PathBuf::new(),
             dataset: DatasetKind::Names,
             data: PathBuf::new(),
+            max_length: None,
             pooling: Pooling::Mean,
             lora: LoraConfig::default(),
             batch_size: 32,
@@ -167,6 +172,7 @@ const KEYS: &[Key] = &[
         choice(v).map(|kind| c.dataset = kind)
     }),
     key("data", "", "a path", |c, v| path(v).map(|path| c.data = path)),
+    key("max_length", "max_seq_length", POSITIVE, |c, v| positive(v).map(|n| c.max_length = Some(n))),
     key("pooling", "", "\"mean\" or \"last\"", |c, v| {
         c.pooling = match v.as_str()? {
             "mean" => Pooling::Mean,

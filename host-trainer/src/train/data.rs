@@ -48,7 +48,7 @@ impl TaskData {
                 names(&config.data, &tokenizer.ok_or_else(|| wrong("a base that reads text"))?)
             }
             DatasetKind::Intents if tokenizer.is_none() => Err(wrong("a base that reads text").into()),
-            DatasetKind::Intents => intents(&config.data, base),
+            DatasetKind::Intents => intents(&config.data, base, config.max_length),
             DatasetKind::Speakers if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
             DatasetKind::Speakers => speakers(&config.data),
         }
@@ -121,10 +121,11 @@ fn names(path: &Path, tokenizer: &Tokenizer<'_>) -> Result<TaskData> {
     Ok(TaskData { train: examples(train), test: examples(test), labels: Vec::new(), width: 0 })
 }
 
-fn intents(folder: &Path, base: &Base<'_>) -> Result<TaskData> {
+fn intents(folder: &Path, base: &Base<'_>, max_length: Option<usize>) -> Result<TaskData> {
     let Classes { labels, split } = text::intents(folder)?;
     let example = |Labelled { input, label }: &Labelled<String>| {
-        let ids = text::encode(base, input)?;
+        let mut ids = text::encode(base, input)?;
+        ids.truncate(max_length.unwrap_or(usize::MAX));
         Ok(Example { sequence: Sequence::Tokens(ids), target: Target::Class(*label) })
     };
     let examples = |requests: &[Labelled<String>]| requests.par_iter().map(example).collect::<Result<_>>();

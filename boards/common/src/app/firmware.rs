@@ -5,9 +5,6 @@
 use rankpatch_format::{KeyId, ProductId};
 use rankpatch_runtime::trust::{Keys, PublicKey};
 
-#[cfg(feature = "defmt")]
-use super::info;
-
 /// Name of the product.
 pub const PRODUCT: &str = match option_env!("RANKPATCH_PRODUCT") {
     Some(name) => name,
@@ -52,7 +49,7 @@ pub(super) fn announce() {
         let keys = key_ids().count();
         match (keys, INSECURE) {
             (0, false) => defmt::warn!("no key is built in: every adapter is refused"),
-            _ => info!("product {=str}, {=usize} keys", PRODUCT, keys),
+            _ => defmt::info!("product {=str}, {=usize} keys", PRODUCT, keys),
         }
     }
 }

@@ -33,7 +33,7 @@ impl<B: Board> App<B> {
             if self.active() == Some(active) {
                 return;
             }
-            if self.apply(active).is_ok() {
+            if self.trusted(active.slot).is_ok() && self.apply(active).is_ok() {
                 info!("slot {=usize} is applied", slot);
                 return;
             }
@@ -46,7 +46,16 @@ impl<B: Board> App<B> {
         self.let_go();
     }
 
-    /// The adapter in a slot, its signature verified over the bytes in flash, borrowed for as long as the slot stays pinned.
+    /// Whether the file in a slot is for this device and its signature is right, over the bytes in flash. A function of its
+    /// own, called before anything else is on the stack: nothing else needs as much of it.
+    #[inline(never)]
+    fn trusted(&self, slot: u8) -> Result<(), Refusal> {
+        let file = self.slots.file(slot.into()).map_err(slot_refusal)?;
+        self.identity.belongs(&Header::new(file)?)?;
+        Ok(trust::verify_file(&self.verifier, file)?)
+    }
+
+    /// The adapter in a slot whose file is [`trusted`](Self::trusted), borrowed for as long as the slot stays pinned.
     fn pinned(&mut self, slot: u8) -> Result<Adapter<'static>, Refusal> {
         let index = usize::from(slot);
         let len = self.slots.announcement(index).map_err(slot_refusal)?.len as usize;
@@ -54,8 +63,6 @@ impl<B: Board> App<B> {
         let bytes = self.slots.flash_mut().0.pin(index).ok_or(no_slot)?;
         let file = bytes.get(FILE_OFFSET..).and_then(|rest| rest.get(..len));
         let file = file.ok_or(refuse(ErrorCode::EmptySlot, 1, index))?;
-        self.identity.belongs(&Header::new(file)?)?;
-        trust::verify_file(&self.verifier, file)?;
         Ok(Adapter::new(file, &self.base)?)
     }
 
@@ -176,7 +183,12 @@ impl<B: Board> App<B> {
         let activation = Activation { slot: next.slot.into(), flag: next.mode == Mode::Merged };
         let again = self.active() == Some(next);
         let before = self.running;
-        let digest = if again { self.self_test()? } else { self.apply(next)? };
+        let digest = if again {
+            self.self_test()?
+        } else {
+            self.trusted(next.slot)?;
+            self.apply(next)?
+        };
         if let Err(error) = self.slots.start_trial(activation) {
             // What a reset would not know must not run.
             if !again {

@@ -28,8 +28,8 @@ use life::Running;
 
 pub use firmware::{INSECURE, PRODUCT};
 
-/// Bytes of a frame that boards with memory to spare take: chunks of 2,048 bytes.
-pub const LARGE_FRAME: usize = 2090;
+/// Bytes of a frame that boards with memory to spare take: chunks of 4,096 bytes.
+pub const LARGE_FRAME: usize = 4160;
 /// Bytes of a frame that every request fits: chunks of 1,120 bytes.
 pub const USUAL_FRAME: usize = frame_bytes(MAX_DATA_BYTES);
 
@@ -37,8 +37,6 @@ pub const USUAL_FRAME: usize = frame_bytes(MAX_DATA_BYTES);
 const READ_BYTES: usize = 64;
 /// Bytes of the log that are sent at once.
 const LOG_BYTES: usize = 64;
-/// Outputs of a task head that the application has room for at most.
-const HEAD_OUTPUTS: usize = 256;
 /// Ids that a text can become at most.
 const MAX_TOKENS: usize = MAX_DATA_BYTES + 2;
 
@@ -50,12 +48,12 @@ macro_rules! info {
 }
 use info;
 
-/// Runs the application for ever, with chunks of 2,048 bytes, two in flight.
+/// Runs the application for ever, with chunks of 4,096 bytes, four in flight.
 ///
 /// With a base partition that holds no valid base it still answers, with [`ErrorCode::NoBase`], so that a host can say
 /// what is wrong.
 pub fn run<B: Board>(parts: Parts<B>) -> ! {
-    run_with::<B, LARGE_FRAME>(parts, 2)
+    run_with::<B, LARGE_FRAME>(parts, 4)
 }
 
 /// The same with frames of at most `FRAME` bytes, which the receiver has a buffer for, and `window` chunks in flight, which the
@@ -70,26 +68,50 @@ pub fn run_with<B: Board, const FRAME: usize>(parts: Parts<B>, window: u8) -> ! 
             refuse_for_ever(&mut link, ErrorCode::NoBase, (0, 0))
         }
     };
+    let mut receiver = Receiver::<FRAME>::new(window);
+    let chunks = (Receiver::<FRAME>::CHUNK_BYTES as u16, receiver.window());
+    // Each step is a function of its own, and the application stays where it was made: what a step needs of the stack is free
+    // for the next one.
+    match &mut start::<B>(&base, arena, slots, counter, stack, chunks) {
+        Ok(app) => serve(app, &mut receiver, &mut link),
+        Err((code, numbers)) => refuse_for_ever(&mut link, *code, *numbers),
+    }
+}
+
+/// Mounts the slots, makes the application and applies what should run.
+#[inline(never)]
+fn start<B: Board>(
+    base: &Base<'static>,
+    arena: &'static mut [u8],
+    slots: B::Slots,
+    counter: B::Counter,
+    stack: B::Stack,
+    chunks: (u16, u8),
+) -> Result<App<B>, (ErrorCode, (u32, u32))> {
     let arena_len = arena.len();
     let layout = slots.layout();
     let Ok(slots) = Partition::mount(Mapped(slots), layout) else {
         info!("the slots cannot be mounted: is the partition that of another layout?");
-        refuse_for_ever(&mut link, ErrorCode::NoSlots, (0, 0))
+        return Err((ErrorCode::NoSlots, (0, 0)));
     };
-    let mut receiver = Receiver::<FRAME>::new(window);
-    let chunk_bytes = Receiver::<FRAME>::CHUNK_BYTES as u16;
-    let Some(mut app) = App::<B>::new(base, arena, slots, counter, stack, (chunk_bytes, receiver.window()))
-    else {
-        let needed = Needs::new(&base)
+    App::<B>::new(*base, arena, slots, counter, stack, chunks).ok_or_else(|| {
+        let needed = Needs::new::<B>(base)
             .map_or(usize::MAX, |needs| needs.engine_bytes.saturating_add(needs.input_bytes));
         info!("arena too small: {=usize} of {=usize} bytes", arena_len, needed);
-        let sizes = (needed as u32, arena_len as u32);
-        refuse_for_ever(&mut link, ErrorCode::ArenaTooSmall, sizes)
-    };
+        (ErrorCode::ArenaTooSmall, (needed as u32, arena_len as u32))
+    })
+}
+
+#[inline(never)]
+fn serve<B: Board, const FRAME: usize>(
+    app: &mut App<B>,
+    receiver: &mut Receiver<FRAME>,
+    link: &mut B::Link,
+) -> ! {
     info!(
         "base {=str}, {=u16} sites, arena {=usize} bytes",
-        base.manifest().name,
-        base.n_sites(),
+        app.base.manifest().name,
+        app.base.n_sites(),
         app.engine_bytes
     );
     app.settle();
@@ -100,34 +122,45 @@ pub fn run_with<B: Board, const FRAME: usize>(parts: Parts<B>, window: u8) -> ! 
             (start, end) = (0, link.read(&mut bytes));
         }
         start += receiver.push(bytes.get(start..end).unwrap_or(&[]));
-        let policy = Policy { identity: app.identity, base: &base, verifier: app.verifier };
-        let step = receiver.poll(&mut app.slots, &policy);
-        let idle = step == Step::Idle;
-        match step {
-            Step::Request { id, request } => {
-                app.request(&mut link, id, request);
-                (app.frames, app.bad_frames) = (receiver.counts().frames, receiver.counts().bad_frames);
-            }
-            Step::Installed { slot: _slot } => {
-                app.installs += 1;
-                info!("installed slot {=usize}", _slot);
-                // There is time now for what would make an activation wait.
-                let _ = app.slots.prepare();
-            }
-            Step::Idle | Step::Worked => {}
-        }
-        let answers = receiver.pull().len();
-        if answers > 0 {
-            link.write(receiver.pull());
-            receiver.pulled(answers);
-        }
-        app.generate_one(&mut link);
+        let idle = step(app, receiver, link);
+        app.generate_one(link);
         app.end_trial_in_time();
-        app.send_log(&mut link);
-        if idle && answers == 0 && start == end && app.may_sleep() {
+        app.send_log(link);
+        if idle && start == end && app.may_sleep() {
             link.wait();
         }
     }
+}
+
+/// Lets the receiver work once and sends what it answers. Returns whether there was nothing to do.
+#[inline(never)]
+fn step<B: Board, const FRAME: usize>(
+    app: &mut App<B>,
+    receiver: &mut Receiver<FRAME>,
+    link: &mut B::Link,
+) -> bool {
+    let policy = Policy { identity: app.identity, base: &app.base, verifier: app.verifier };
+    let step = receiver.poll(&mut app.slots, &policy);
+    let idle = step == Step::Idle;
+    match step {
+        Step::Request { id, request } => {
+            app.request(link, id, request);
+            (app.frames, app.bad_frames) = (receiver.counts().frames, receiver.counts().bad_frames);
+        }
+        Step::Installed { slot: _slot } => {
+            app.installs += 1;
+            info!("installed slot {=usize}", _slot);
+            // There is time now for what would make an activation wait.
+            let _ = app.slots.prepare();
+        }
+        Step::Idle | Step::Worked => {}
+    }
+    let answers = receiver.pull().len();
+    if answers > 0 {
+        link.write(receiver.pull());
+        receiver.pulled(answers);
+    }
+    idle && answers == 0
 }
 
 fn refuse_for_ever(link: &mut impl Link, code: ErrorCode, (expected, found): (u32, u32)) -> ! {
@@ -159,6 +192,11 @@ fn refuse(code: ErrorCode, expected: usize, found: usize) -> Refusal {
     Response::Error { code, expected: expected as u32, found: found as u32 }
 }
 
+/// Longest sequence.
+fn context<B: Board>(base: &Base<'_>) -> usize {
+    B::CONTEXT.min(base.manifest().max_rows as usize)
+}
+
 /// Bytes of the arena that a base needs.
 struct Needs {
     engine_bytes: usize,
@@ -168,14 +206,15 @@ struct Needs {
 
 impl Needs {
     /// `None` if they are more than an address can count.
-    fn new(base: &Base<'_>) -> Option<Self> {
-        let context = base.manifest().max_rows as usize;
+    fn new<B: Board>(base: &Base<'_>) -> Option<Self> {
+        let context = context::<B>(base);
         let (width, tokens) = match base.input() {
             Op::Features { width } => (width as usize, 0),
             // A text has more characters than tokens before its pairs are merged.
-            _ => (0, context.saturating_mul(8).saturating_add(2).min(MAX_TOKENS)),
+            _ => (0, context.saturating_mul(4).saturating_add(2).min(MAX_TOKENS)),
         };
-        let engine_bytes = arena_bytes(base, context).checked_add(4 * (HEAD_OUTPUTS - MIN_HEAD_OUTPUTS))?;
+        let more_outputs = B::HEAD_OUTPUTS.saturating_sub(MIN_HEAD_OUTPUTS);
+        let engine_bytes = arena_bytes(base, context).checked_add(4 * more_outputs)?;
         let features = context.checked_mul(width)?.checked_mul(4)?;
         let input_bytes = features.checked_add(2 * tokens)?.checked_next_multiple_of(ALIGN)?;
         Some(Self { engine_bytes, input_bytes, tokens })
@@ -230,8 +269,8 @@ impl<B: Board> App<B> {
         (chunk_bytes, window): (u16, u8),
     ) -> Option<Self> {
         let arena_len = arena.len();
-        let Needs { engine_bytes, input_bytes, tokens } = Needs::new(&base)?;
-        let context = base.manifest().max_rows as usize;
+        let Needs { engine_bytes, input_bytes, tokens } = Needs::new::<B>(&base)?;
+        let context = context::<B>(&base);
         let (engine, rest) = arena.split_at_mut_checked(engine_bytes)?;
         let (input, merge) = rest.split_at_mut_checked(input_bytes)?;
         let engine = Engine::new(base, engine, context).ok()?;

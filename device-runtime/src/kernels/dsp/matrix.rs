@@ -1,8 +1,6 @@
 //! Matrix times packed vector. The loops are naked functions: they keep four sums, four weights and four activations in
 //! registers, which with two pointers is every register there is. Loop ends therefore live on the stack.
 
-use core::arch::naked_asm;
-
 use super::CHUNK_BLOCKS;
 
 /// `acc = W x` for a `Dsp4x4` matrix aligned to 4, and a vector packed in two words a block.
@@ -132,7 +130,7 @@ unsafe extern "C" fn gemv_groups(
     add: usize,
 ) {
     // Stack: 0 pack, 4 its end, 8 acc, 12 its end, 16 skip, 20 add, 24 first jump, 28 second jump.
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "sub sp, #36",
         "ldr r4, [sp, #72]", // blocks
@@ -277,7 +275,7 @@ unsafe extern "C" fn gemm2_pairs(
 ) {
     // Stack: 0 acc0, 4 acc1, 8 pack, 12 turns of the loop, 16 acc0_end, 20 add, 24 jump, 28 both steps from pair to pair.
     // lr: the step to the next pair; r12: turns left.
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "sub sp, #36",
         "strd r2, r3, [sp, #0]",

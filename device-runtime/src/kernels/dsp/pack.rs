@@ -1,6 +1,5 @@
 //! Packing a vector into the words that the matrix kernels multiply by.
 
-use core::arch::naked_asm;
 use core::mem::MaybeUninit;
 
 /// For a vector whose length is no multiple of four: `odd, even` of its last, incomplete block, filled up with zeros at the
@@ -110,7 +109,7 @@ macro_rules! pack_block {
 /// At least one block; `x` good for 4 bytes a block at any alignment, `words` for two words a block.
 #[unsafe(naked)]
 unsafe extern "C" fn pack_blocks(x: *const i8, words: *mut i32, blocks: usize) -> i32 {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "mov r3, #0x00010001",
         "mov r12, #0",
@@ -156,7 +155,7 @@ unsafe extern "C" fn pack_pair_blocks(
     blocks: usize,
     sums: &mut [i32; 2],
 ) {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r10, lr}}",
         "mov r8, #0x00010001",
         "mov r9, #0",

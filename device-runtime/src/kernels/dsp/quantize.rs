@@ -1,7 +1,5 @@
 //! The two loops of quantization on a core with an FPU, eight values at a time.
 
-use core::arch::naked_asm;
-
 /// The largest of `max` and all magnitudes, both as bits shifted left by one.
 pub(crate) fn max_doubled_bits(x: &[[f32; 8]], max: u32) -> u32 {
     if x.is_empty() {
@@ -39,7 +37,7 @@ macro_rules! new_max {
 /// At least one group of eight.
 #[unsafe(naked)]
 unsafe extern "C" fn max_groups(x: *const f32, groups: usize, max: u32) -> u32 {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r10, lr}}",
         "20:",
         "ldm r0!, {{r3-r10}}",
@@ -72,7 +70,7 @@ unsafe extern "C" fn max_groups(x: *const f32, groups: usize, max: u32) -> u32 {
 /// At least one group of eight.
 #[unsafe(naked)]
 unsafe extern "C" fn code_groups(x: *const f32, codes: *mut i8, groups: usize, inverse: f32, magic: f32) {
-    naked_asm!(
+    dsp_asm!(
         // In a library the assembler is not told of the target's FPU.
         ".fpu fpv4-sp-d16",
         "push {{r4-r8, lr}}",

@@ -1,7 +1,6 @@
 //! Row-major matrix times packed vector, two rows at a time: the down-projections, and bases that were not laid out for
 //! SMLAD.
 
-use core::arch::naked_asm;
 use core::ptr;
 
 use super::ROW_MAJOR_BLOCKS;
@@ -244,7 +243,7 @@ macro_rules! row_pairs {
         $(#[$doc])*
         #[unsafe(naked)]
         unsafe extern "C" fn $name(a: *const i8, second: *const i8, frame: &Frame) {
-            naked_asm!(
+            dsp_asm!(
                 enter!(
                     "mov r4, #3\n udiv r3, r8, r4\n mls r8, r3, r4, r8\n str r8, [sp, #24]",
                     $repeat,
@@ -331,7 +330,7 @@ row_pairs!(
     ///
     /// # Safety
     /// As there.
-    row_pairs_aligned, 4, "108", load3_aligned
+    row_pairs_aligned, 8, "108", load3_aligned
 );
 
 /// Four codes in `$w` times a block of two vectors, in r6-r9.
@@ -386,7 +385,7 @@ macro_rules! plain_two {
 /// At least one pair of rows, and one block or a tail; pointers good for what is read and written.
 #[unsafe(naked)]
 unsafe extern "C" fn two_by_two(a: *const i8, second: *const i8, frame: &Frame) {
-    naked_asm!(
+    dsp_asm!(
         enter!("mov r3, r8", 4, "60"),
         "2:", // a pair of rows
         "ldr r2, [sp, #0]",

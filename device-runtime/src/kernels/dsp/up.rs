@@ -3,8 +3,6 @@
 //! SMMLAR does rounding, shift and addition at once: `acc + ((sum * 2^(32-n) + 2^31) >> 32)` is
 //! `acc + ((sum + 2^(n-1)) >> n)`.
 
-use core::arch::naked_asm;
-
 /// The highest rank that [`up_add`] takes.
 const MAX_RANK: usize = 256;
 
@@ -114,7 +112,7 @@ unsafe extern "C" fn up1(
     multiplier: i32,
     r: usize,
 ) {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "mov r12, r3",
         "ldrsh r3, [r1]",
@@ -153,7 +151,7 @@ unsafe extern "C" fn up2(
     multiplier: i32,
     r: usize,
 ) {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "mov r12, r3",
         "ldr r3, [r1]",
@@ -220,7 +218,7 @@ macro_rules! up4 {
             multiplier: i32,
             r: usize,
         ) {
-            naked_asm!(
+            dsp_asm!(
                 "push {{r4-r11, lr}}",
                 "mov r5, r3",
                 load_v!("0", "r3", "r4"),
@@ -329,7 +327,7 @@ macro_rules! up8 {
             r: usize,
         ) {
             // Stack: 0 acc_end.
-            naked_asm!(
+            dsp_asm!(
                 "push {{r3-r11, lr}}",
                 // The loop takes so many times 3 rows a turn; the first turn enters so that the rest fits.
                 "sub r7, r3, r2",
@@ -403,7 +401,7 @@ up8!(
     /// # Safety
     /// See [`up_add`].
     up8_aligned,
-    4,
+    8,
     "120",
     "ldm.w r0!, {{r7-r12}}"
 );
@@ -452,7 +450,7 @@ macro_rules! up16 {
             r: usize,
         ) {
             // Stack: 0 the vector in 8 words, 32 acc_end.
-            naked_asm!(
+            dsp_asm!(
                 "push {{r3-r11, lr}}",
                 "ldr lr, [sp, #40]",
                 load_v!("0", "r4", "r5"),
@@ -555,7 +553,7 @@ unsafe extern "C" fn up_any(
 ) {
     // Stack: 0 v, 4 words a row, 8 acc_end, 12 from the end of a first row to the next group's.
     // r0, r0 + r1, r0 + 2 r1, r0 + r2: the four rows; lr: acc.
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "sub sp, #20",
         "mov lr, r2",

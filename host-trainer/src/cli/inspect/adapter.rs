@@ -195,7 +195,7 @@ fn with_base(report: Report, adapter: &Adapter<'_>, base: &Base<'_>, digest: Str
 }
 
 /// Bytes of the payload, which lies between the padded body and the checksum.
-pub(crate) fn payload_bytes(preview: &Preview<'_>) -> usize {
+pub fn payload_bytes(preview: &Preview<'_>) -> usize {
     let start = (HEADER_BYTES + body_bytes(&preview.body)).next_multiple_of(PAYLOAD_ALIGN);
     preview.file.len().saturating_sub(start + TRAILER_BYTES)
 }

@@ -61,7 +61,8 @@ impl Drop for Server {
 }
 
 fn serve(fake: &mut Fake, stream: &mut TcpStream) {
-    let mut buffer = [0; 4096];
+    // A whole chunk with its frame, so that frames are counted as they were sent.
+    let mut buffer = [0; 8192];
     while let Ok(len @ 1..) = stream.read(&mut buffer) {
         if fake.send(&buffer[..len]).is_err() {
             return;
@@ -214,7 +215,7 @@ fn bad_files_are_refused_before_they_are_sent() {
 #[test]
 fn an_interrupted_push_is_repeated_and_resumes() {
     let fixture = Fixture::new();
-    fixture.write("names.rpa", &file("names", 1, 12_000));
+    fixture.write("names.rpa", &file("names", 1, 20_000));
     // Towards the device: info twice, three slots, begin, chunks.
     let server =
         Server::new(Box::new(|towards, at| if towards && at == 9 { Fate::Cuts } else { Fate::Arrives }));
@@ -237,5 +238,5 @@ fn a_silent_device_is_a_lost_link() {
     let fixture = Fixture::new();
     let server = Server::new(Box::new(|_, _| Fate::IsLost));
     let ran = server.run(&fixture, "info --timeout 0.02 --retries 1");
-    ran.fails(exit::LINK_LOST, "no answer to info: expected one within 0.02 s, found none in 2 attempts");
+    ran.fails(exit::LINK_LOST, "no answer to info: expected one within 0.055 s, found none in 4 attempts");
 }

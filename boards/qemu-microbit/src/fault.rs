@@ -1,0 +1,59 @@
+//! The ends of a program: success, failure, panic and hard fault. Each is logged and becomes QEMU's exit code.
+#![expect(unsafe_code, reason = "defines exception handlers")]
+
+use core::panic::PanicInfo;
+
+use cortex_m_rt::{ExceptionFrame, exception};
+use rankpatch_board::semihosting::exit;
+
+use crate::board::Interrupt;
+use crate::{counter, uart};
+
+/// Ends the emulator with exit code 0.
+pub fn succeed() -> ! {
+    exit(true)
+}
+
+/// Ends the emulator with exit code 1.
+pub fn fail() -> ! {
+    exit(false)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    cortex_m::interrupt::disable();
+    match (info.message().as_str(), info.location()) {
+        // Formatting costs several kilobytes of flash, so only what is at hand is said.
+        (Some(message), Some(at)) => {
+            defmt::error!("panicked at {=str}:{=u32}: {=str}", at.file(), at.line(), message);
+        }
+        (None, Some(at)) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
+        _ => defmt::error!("panicked"),
+    }
+    fail()
+}
+
+/// defmt's own panics, which have logged their message already.
+#[defmt::panic_handler]
+fn defmt_panic() -> ! {
+    fail()
+}
+
+#[exception]
+unsafe fn HardFault(frame: &ExceptionFrame) -> ! {
+    defmt::error!("hard fault at pc {=u32:#010x}, lr {=u32:#010x}", frame.pc(), frame.lr());
+    fail()
+}
+
+/// Every interrupt arrives here; the board uses two of them.
+#[exception]
+unsafe fn DefaultHandler(number: i16) {
+    match Interrupt::from_number(number) {
+        Some(Interrupt::Uart) => uart::on_receive(),
+        Some(Interrupt::Timer) => counter::on_wrap(),
+        None => {
+            defmt::error!("expected no exception, found number {=i16}", number);
+            fail()
+        }
+    }
+}

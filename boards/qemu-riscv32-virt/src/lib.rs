@@ -1,0 +1,24 @@
+//! Board support for the QEMU machine `virt` with a 32-bit RISC-V core and CFI flash that a file backs: what was written
+//! survives an emulator that is killed.
+//!
+//! Programs in `src/bin` call [`board::take`] once and work on what it returns. On a host this package is empty, so that
+//! `cargo check --workspace` and editors need no target.
+#![cfg_attr(target_os = "none", no_std)]
+
+#[cfg(target_os = "none")]
+pub mod board;
+#[cfg(target_os = "none")]
+mod cfi;
+#[cfg(target_os = "none")]
+pub mod counter;
+#[cfg(target_os = "none")]
+mod fault;
+#[cfg(target_os = "none")]
+mod memory;
+#[cfg(target_os = "none")]
+pub mod uart;
+
+#[cfg(target_os = "none")]
+pub use cfi::CfiFlash;
+#[cfg(target_os = "none")]
+pub use fault::{fail, succeed};

@@ -1,0 +1,113 @@
+//! Any content of a partition: mounting gives a state or an error, never a panic, and the next clean install works.
+
+use rankpatch_runtime::slots::{
+    Activation, Announcement, FinishError, Layout, MappedFlash as _, Progress, SlotError, Slots,
+};
+
+use super::Target;
+use super::nor::{Nor, PAGE};
+
+pub(super) const TARGET: Target = Target { name: "slots", run, seeds };
+
+const N_SLOTS: usize = 3;
+const SLOT: usize = 4 * PAGE;
+/// What is installed at the end.
+const FILE: [u8; 300] = [0x5A; 300];
+
+fn layout(erased: u8) -> Layout {
+    Layout { erased, ..Layout::new(N_SLOTS, SLOT) }
+}
+
+/// The first byte says which flash it is, the rest is its content.
+fn run(data: &[u8]) {
+    let Some((kind, content)) = data.split_first() else { return };
+    let erased = if kind & 1 == 0 { 0xFF } else { 0x00 };
+    match kind >> 1 & 3 {
+        0 => check::<1>(content, erased),
+        1 => check::<4>(content, erased),
+        2 => check::<8>(content, erased),
+        _ => check::<32>(content, erased),
+    }
+}
+
+fn install<const WORD: usize>(slots: &mut Slots<Nor<WORD>>, slot: usize, file: &[u8], sequence: u32) {
+    for again in [false, true] {
+        let mut progress = slots.begin(slot, Announcement::of(file)).expect("a slot that is not in use");
+        while let Progress::Erasing { .. } = progress {
+            progress = slots.poll().expect("a flash that works");
+        }
+        let next = progress.next() as usize;
+        assert!(next == 0 || !again, "what is corrupt is kept");
+        slots.chunk(next as u32, &file[next..]).expect("a flash that works");
+        let finished = slots.finish(|stored, _| if stored == file { Ok(sequence) } else { Err(()) });
+        match finished {
+            Ok(found) => return assert_eq!(found, slot),
+            // The beginning that it went on from may hold anything here; the next attempt starts anew.
+            Err(FinishError::Slot(SlotError::Corrupt { .. })) if next > 0 => {}
+            Err(error) => panic!("a clean install failed: {error:?}"),
+        }
+    }
+}
+
+fn check<const WORD: usize>(content: &[u8], erased: u8) {
+    let layout = layout(erased);
+    let capacity = layout.partition_bytes(PAGE);
+    let flash = Nor::<WORD>::new(&content[..content.len().min(capacity)], capacity, erased);
+    let slots = match Slots::mount(flash, layout) {
+        Ok(slots) => slots,
+        Err(unmounted) => {
+            // A journal of other sizes. Formatting starts anew.
+            Slots::format(unmounted.flash, layout, 7).expect("the layout fits")
+        }
+    };
+    let before = slots.state().clone();
+    for slot in 0..N_SLOTS {
+        let _ = (slots.life(slot), slots.announcement(slot), slots.file(slot), slots.verified(slot));
+        let _ = slots.partial(slot);
+    }
+    assert!(
+        before.active().is_none_or(|active| active.slot < N_SLOTS),
+        "a slot that does not exist is active"
+    );
+    // A second start finds the same.
+    let floor = before.floor;
+    let mut slots = match Slots::mount(slots.into_flash().after_reset(), layout) {
+        Ok(slots) => slots,
+        Err(unmounted) => Slots::format(unmounted.flash, layout, 7).expect("the layout fits"),
+    };
+    assert_eq!(slots.state().floor, floor, "the floor has changed at a start");
+    assert_eq!(slots.state().active(), before.active(), "another start, another adapter");
+    let Some(sequence) = floor.checked_add(1) else { return };
+    let slot = slots.pick(&Announcement::of(&FILE)).expect("three slots, of which two can be in use");
+    install(&mut slots, slot, &FILE, sequence);
+    slots.start_trial(Activation { slot, flag: true }).expect("an installed file");
+    slots.confirm().expect("a trial");
+    let slots = Slots::mount(slots.into_flash().after_reset(), layout).expect("a journal of its own");
+    assert_eq!(slots.verified(slot), Ok(&FILE[..]), "what was acknowledged is gone");
+    assert_eq!(slots.state().active(), Some(Activation { slot, flag: true }));
+    assert_eq!(slots.state().floor, sequence);
+}
+
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    vec![("empty", vec![2]), ("words-of-4", seed::<4>(2, 0xFF)), ("words-of-1", seed::<1>(1, 0x00))]
+}
+
+/// A partition with one confirmed file, one on trial and one half written.
+fn seed<const WORD: usize>(kind: u8, erased: u8) -> Vec<u8> {
+    let layout = layout(erased);
+    let flash = Nor::<WORD>::new(&[], layout.partition_bytes(PAGE), erased);
+    let mut slots = Slots::mount(flash, layout).expect("the layout fits");
+    for (slot, sequence) in [(0, 3), (1, 4)] {
+        install(&mut slots, slot, &[sequence as u8; 200], sequence);
+        slots.start_trial(Activation { slot, flag: false }).expect("an installed file");
+        if slot == 0 {
+            slots.confirm().expect("a trial");
+        }
+    }
+    let mut progress = slots.begin(2, Announcement::of(&FILE)).expect("a free slot");
+    while let Progress::Erasing { .. } = progress {
+        progress = slots.poll().expect("a flash that works");
+    }
+    slots.chunk(0, &FILE[..96]).expect("a flash that works");
+    [&[kind], slots.flash().mapped()].concat()
+}
