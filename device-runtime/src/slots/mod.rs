@@ -45,6 +45,7 @@
 //!
 //! [`WRITE_SIZE`]: embedded_storage::nor_flash::NorFlash::WRITE_SIZE
 
+mod files;
 mod geometry;
 mod install;
 mod journal;

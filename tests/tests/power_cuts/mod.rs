@@ -1,17 +1,19 @@
 //! Power cuts at every operation of slots and journal, on simulated flash.
 
 mod flash;
+mod partition;
 mod wear;
 mod world;
 
 use rankpatch_runtime::slots::{Layout, Resume};
 
 use flash::{Bug, Cut, Mode, Nor, Op, Rng};
-use world::{Cost, Device, Files, Goal, LIFE, SHORT_LIFE, file_bytes};
+use world::{Cost, Device, Files, Goal, LIFE, SHORT_LIFE, file_bytes, random_life};
 
 /// Runs one life on flash with the content `blank`, cut as planned.
-fn run<const WORD: usize, const PAGE: usize>(
+fn live<const WORD: usize, const PAGE: usize>(
     setup: &Setup,
+    life: &[Goal],
     cuts: &[Cut],
     seed: u64,
     bug: Bug,
@@ -21,9 +23,17 @@ fn run<const WORD: usize, const PAGE: usize>(
     if bug != Bug::None {
         nor.seed(bug, setup.layout.n_slots * setup.layout.slot_bytes);
     }
-    let cost = Device::new::<WORD, PAGE>(nor, setup.layout, &setup.files, setup.chunk, seed % 4 == 3)
-        .live(setup.life)?;
-    // A run without its cuts proves nothing. Only the last ones may come too late, where a run was to have several.
+    Device::new::<WORD, PAGE>(nor, setup.layout, &setup.files, setup.chunk, seed % 4 == 3).live(life)
+}
+
+/// Runs the usual life. A run without its cuts proves nothing: only the last ones of several may come too late.
+fn run<const WORD: usize, const PAGE: usize>(
+    setup: &Setup,
+    cuts: &[Cut],
+    seed: u64,
+    bug: Bug,
+) -> Result<Cost, String> {
+    let cost = live::<WORD, PAGE>(setup, setup.life, cuts, seed, bug)?;
     if cost.fired == 0 && !cuts.is_empty() {
         return Err(format!("none of {cuts:?} was reached"));
     }
@@ -215,10 +225,10 @@ fn two_cuts_at_every_pair_of_operations() {
     assert!(runs > 10_000 && other > 10_000, "the second cut was not reached");
 }
 
-/// One run with 1 to 5 cuts: anywhere, or soon after the one before, where it hits the recovery.
+/// One run with 1 to 5 cuts: anywhere, or soon after the one before, where it hits the recovery. Every other life is random, too.
 fn random_cuts<const WORD: usize, const PAGE: usize>(setup: &Setup, operations: usize, seed: u64) -> usize {
     let rng = Rng::new(seed);
-    let cuts: Vec<Cut> = (0..=rng.below(5))
+    let mut cuts: Vec<Cut> = (0..=rng.below(5))
         .map(|i| Cut {
             after: rng.below(if i > 0 && rng.below(3) > 0 { 8 } else { operations }),
             mode: match rng.below(8) {
@@ -232,11 +242,18 @@ fn random_cuts<const WORD: usize, const PAGE: usize>(setup: &Setup, operations: 
             },
         })
         .collect();
-    run::<WORD, PAGE>(setup, &cuts, seed, Bug::None)
-        .unwrap_or_else(|violation| {
-            panic!("words of {WORD}, pages of {PAGE}, seed {seed}, {cuts:?}: {violation}")
-        })
-        .fired
+    let random = if seed % 2 == 1 { Some(random_life(&rng)) } else { None };
+    let life = random.as_deref().unwrap_or(setup.life);
+    loop {
+        let cost = live::<WORD, PAGE>(setup, life, &cuts, seed, Bug::None).unwrap_or_else(|violation| {
+            panic!("words of {WORD}, pages of {PAGE}, seed {seed}, {life:?}, {cuts:?}: {violation}")
+        });
+        if cost.fired > 0 {
+            return cost.fired;
+        }
+        // The life was shorter than the usual one. It had this many operations.
+        cuts[0].after %= cost.operations;
+    }
 }
 
 /// Random cuts on flash like that of a chip.

@@ -5,10 +5,11 @@
 //! I6: the floor never falls. I7: after all cuts the same goals are reached.
 
 use rankpatch_runtime::slots::{
-    Activation, Announcement, FILE_OFFSET, FinishError, Layout, Progress, SlotError, Slots, State,
+    Activation, Announcement, FILE_OFFSET, FinishError, Layout, Progress, SlotError, Slots,
 };
 
-use super::flash::{Flash, Nor};
+use super::flash::{Flash, Nor, Rng};
+use super::partition::Partition;
 
 /// Operations that no run needs.
 const BUDGET: usize = 5_000;
@@ -31,6 +32,8 @@ pub(crate) enum Goal {
     Stale(u32),
     /// Nothing is active.
     Base,
+    /// Its upload is begun and given up half way.
+    Abort(u32),
 }
 
 /// A device's life.
@@ -53,6 +56,32 @@ pub(crate) const LIFE: [Goal; 13] = [
 /// A short one, for two cuts at every place.
 pub(crate) const SHORT_LIFE: [Goal; 5] =
     [Goal::Install(1), Goal::Confirm(1), Goal::Install(2), Goal::TrialThenReset(2), Goal::Confirm(2)];
+
+/// A life that nobody thought of: up to nine installs, each with some of what can happen to a file.
+pub(crate) fn random_life(rng: &Rng) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for number in 1..=5 + rng.below(5) as u32 {
+        if rng.below(6) == 0 {
+            goals.push(Goal::Abort(number));
+        }
+        goals.push(Goal::Install(number));
+        match rng.below(8) {
+            0..4 => {
+                goals.push(Goal::Confirm(number));
+                match rng.below(4) {
+                    0 => goals.push(Goal::RollBack(number)),
+                    1 => goals.push(Goal::Base),
+                    _ => {}
+                }
+            }
+            4 => goals.push(Goal::TrialThenReset(number)),
+            5 => goals.push(Goal::TrialThenRollBack(number)),
+            6 => goals.push(Goal::Remove(number)),
+            _ => goals.push(Goal::Stale(number)),
+        }
+    }
+    goals
+}
 
 /// The files that goals speak of, `[number]`, each announced.
 #[derive(Debug)]
@@ -128,94 +157,6 @@ enum Stop {
     Fault(World),
     /// An invariant is broken.
     Violation(String),
-}
-
-/// [`Slots`] over a flash of any sizes.
-pub(crate) trait Partition {
-    fn nor(&mut self) -> &mut Nor;
-    fn reset(self: Box<Self>, layout: Layout) -> Result<Box<dyn Partition>, SlotError>;
-    fn state(&self) -> &State;
-    fn pages_opened(&self) -> u32;
-    fn find(&self, announcement: &Announcement) -> Option<usize>;
-    fn pick(&self, announcement: &Announcement) -> Option<usize>;
-    fn verified(&self, slot: usize) -> Result<&[u8], SlotError>;
-    fn is_partial(&self, slot: usize) -> bool;
-    fn stored_digest(&self, len: u32) -> Option<[u8; 32]>;
-    fn begin(&mut self, slot: usize, announcement: Announcement) -> Result<Progress, SlotError>;
-    fn poll(&mut self) -> Result<Progress, SlotError>;
-    fn chunk(&mut self, offset: u32, data: &[u8]) -> Result<Progress, SlotError>;
-    fn finish(&mut self, admit: &mut Admit<'_>) -> Result<usize, FinishError<String>>;
-    fn prepare(&mut self) -> Result<(), SlotError>;
-    fn start_trial(&mut self, activation: Activation) -> Result<(), SlotError>;
-    fn confirm(&mut self) -> Result<(), SlotError>;
-    fn roll_back(&mut self, slot: usize) -> Result<Option<Activation>, SlotError>;
-    fn remove(&mut self, slot: usize) -> Result<(), SlotError>;
-    fn deactivate(&mut self) -> Result<(), SlotError>;
-}
-
-/// Decides about a file and the floor.
-pub(crate) type Admit<'a> = dyn FnMut(&[u8], u32) -> Result<u32, String> + 'a;
-
-impl<const WORD: usize, const PAGE: usize> Partition for Slots<Flash<WORD, PAGE>> {
-    fn nor(&mut self) -> &mut Nor {
-        &mut self.flash_mut().0
-    }
-    fn reset(self: Box<Self>, layout: Layout) -> Result<Box<dyn Partition>, SlotError> {
-        let mut flash = self.into_flash();
-        flash.0.restore_power();
-        Slots::mount(flash, layout).map(|slots| Box::new(slots) as _).map_err(|unmounted| unmounted.error)
-    }
-    fn state(&self) -> &State {
-        self.state()
-    }
-    fn pages_opened(&self) -> u32 {
-        self.journal_erases()
-    }
-    fn find(&self, announcement: &Announcement) -> Option<usize> {
-        self.find(announcement)
-    }
-    fn pick(&self, announcement: &Announcement) -> Option<usize> {
-        self.pick(announcement)
-    }
-    fn verified(&self, slot: usize) -> Result<&[u8], SlotError> {
-        self.verified(slot)
-    }
-    fn is_partial(&self, slot: usize) -> bool {
-        self.partial(slot) != Ok(None)
-    }
-    fn stored_digest(&self, len: u32) -> Option<[u8; 32]> {
-        self.stored_digest(len)
-    }
-    fn begin(&mut self, slot: usize, announcement: Announcement) -> Result<Progress, SlotError> {
-        self.begin(slot, announcement)
-    }
-    fn poll(&mut self) -> Result<Progress, SlotError> {
-        self.poll()
-    }
-    fn chunk(&mut self, offset: u32, data: &[u8]) -> Result<Progress, SlotError> {
-        self.chunk(offset, data)
-    }
-    fn finish(&mut self, admit: &mut Admit<'_>) -> Result<usize, FinishError<String>> {
-        self.finish(admit)
-    }
-    fn prepare(&mut self) -> Result<(), SlotError> {
-        self.prepare()
-    }
-    fn start_trial(&mut self, activation: Activation) -> Result<(), SlotError> {
-        self.start_trial(activation)
-    }
-    fn confirm(&mut self) -> Result<(), SlotError> {
-        self.confirm()
-    }
-    fn roll_back(&mut self, slot: usize) -> Result<Option<Activation>, SlotError> {
-        self.roll_back(slot)
-    }
-    fn remove(&mut self, slot: usize) -> Result<(), SlotError> {
-        self.remove(slot)
-    }
-    fn deactivate(&mut self) -> Result<(), SlotError> {
-        self.deactivate()
-    }
 }
 
 /// A device and what it must be.
@@ -465,6 +406,13 @@ impl<'f> Device<'f> {
             },
             Goal::Stale(number) => self.refuse_stale(number),
             Goal::Base => self.step(world.base(), |slots| slots.deactivate()),
+            Goal::Abort(number) => {
+                let slot = self.upload(number, true)?;
+                let world = self.world;
+                self.step(world, |slots| slots.abort())?;
+                let partial = self.slots().is_partial(slot);
+                if partial { Err(Stop::Violation("a given up upload goes on".into())) } else { Ok(()) }
+            }
         }
     }
 
@@ -483,7 +431,7 @@ impl<'f> Device<'f> {
     }
 
     /// What a sender does: chooses a slot, goes on where the device says, compares what is there.
-    fn upload(&mut self, number: u32) -> Result<usize, Stop> {
+    fn upload(&mut self, number: u32, half: bool) -> Result<usize, Stop> {
         let files = self.files;
         let (file, announcement) = files.get(number);
         let none = || Stop::Violation("I7: no slot is free".into());
@@ -499,10 +447,11 @@ impl<'f> Device<'f> {
             )));
         }
         let world = self.world;
+        let wanted = if half { announcement.len / 2 } else { announcement.len };
         loop {
             progress = match progress {
                 Progress::Erasing { .. } => self.step(world, |slots| slots.poll())?,
-                Progress::Receiving { next } if next < announcement.len => {
+                Progress::Receiving { next } if next < wanted => {
                     let at = next as usize;
                     let end = file.len().min(at + self.chunk);
                     self.step(world, |slots| slots.chunk(next, &file[at..end]))?
@@ -518,7 +467,7 @@ impl<'f> Device<'f> {
         if self.slots().find(&announcement).is_some() {
             return Ok(());
         }
-        let slot = self.upload(number)?;
+        let slot = self.upload(number, false)?;
         let floor = self.world.floor;
         let mut admit = |found: &[u8], found_floor: u32| {
             if found == file && found_floor == floor {
@@ -545,7 +494,7 @@ impl<'f> Device<'f> {
 
     /// A file that was installed once, and is old now, is not installed again.
     fn refuse_stale(&mut self, number: u32) -> Result<(), Stop> {
-        let slot = self.upload(number)?;
+        let slot = self.upload(number, false)?;
         let world = self.world;
         let refusal = self.step(world, |slots| match slots.finish(&mut |_, _| Ok(number)) {
             Err(FinishError::Slot(SlotError::Stale { .. })) => Ok(true),
