@@ -15,6 +15,7 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
         return;
     };
     let (groups, last) = acc.as_chunks_mut::<4>();
+    let groups_len = groups.len();
     let mut row = w.as_ptr();
     for sums in groups {
         let second = row.wrapping_add(k);
@@ -24,9 +25,11 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
         unsafe { dot4(&rows, x.as_ptr(), k, sums) };
         row = rows[3].wrapping_add(k);
     }
-    if let [sum] = last {
-        *sum = reference::dot(w.get(w.len() - k..).unwrap_or(&[]), x);
-    } else if !last.is_empty() {
+    if last.len() < 3 {
+        for (sum, row) in last.iter_mut().zip(w.chunks_exact(k).skip(4 * groups_len)) {
+            *sum = reference::dot(row, x);
+        }
+    } else {
         // The last row, several times over.
         let mut sums = [0; 4];
         let rows = [0, 1, 2, 3].map(|i: usize| row.wrapping_add(i.min(last.len() - 1) * k));
