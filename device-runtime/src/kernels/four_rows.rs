@@ -15,7 +15,6 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
         return;
     };
     let (groups, last) = acc.as_chunks_mut::<4>();
-    let groups_len = groups.len();
     let mut row = w.as_ptr();
     for sums in groups {
         let second = row.wrapping_add(k);
@@ -26,7 +25,8 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
         row = rows[3].wrapping_add(k);
     }
     if last.len() < 3 {
-        for (sum, row) in last.iter_mut().zip(w.chunks_exact(k).skip(4 * groups_len)) {
+        let rows = w.get(w.len() - last.len() * k..).unwrap_or(&[]);
+        for (sum, row) in last.iter_mut().zip(rows.chunks_exact(k)) {
             *sum = reference::dot(row, x);
         }
     } else {
