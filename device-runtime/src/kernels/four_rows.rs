@@ -24,9 +24,12 @@ pub(super) fn row_major(w: &[i8], x: &[i8], acc: &mut [i32]) {
         unsafe { dot4(&rows, x.as_ptr(), k, sums) };
         row = rows[3].wrapping_add(k);
     }
-    if let [sum] = last {
-        *sum = reference::dot(w.get(w.len() - k..).unwrap_or(&[]), x);
-    } else if !last.is_empty() {
+    if last.len() < 3 {
+        let rows = w.get(w.len() - last.len() * k..).unwrap_or(&[]);
+        for (sum, row) in last.iter_mut().zip(rows.chunks_exact(k)) {
+            *sum = reference::dot(row, x);
+        }
+    } else {
         // The last row, several times over.
         let mut sums = [0; 4];
         let rows = [0, 1, 2, 3].map(|i: usize| row.wrapping_add(i.min(last.len() - 1) * k));
