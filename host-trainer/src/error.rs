@@ -132,6 +132,19 @@ pub enum Error {
     /// A device would not want a file.
     #[error(transparent)]
     Trust(#[from] rankpatch_runtime::trust::TrustError),
+    /// A partition of adapters cannot be made or read.
+    #[error(transparent)]
+    Slots(#[from] rankpatch_runtime::slots::SlotError),
+    /// A bundle cannot be made as asked for.
+    #[error("{what}: expected {expected}, found {found}")]
+    Bundle {
+        /// What does not fit.
+        what: &'static str,
+        /// What would.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
     /// The operating system gives no random numbers.
     #[error("no random numbers from the operating system: {0}")]
     Random(String),

@@ -1,6 +1,7 @@
 //! Rankpatch trainer.
 
 pub mod base;
+pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod data;

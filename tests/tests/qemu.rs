@@ -217,7 +217,8 @@ fn bad_adapters_are_refused_and_the_active_one_stays() {
     version[3] = 9;
     let bad: Vec<(ErrorCode, Vec<u8>)> = vec![
         (ErrorCode::WrongBase, adapter("speaker")),
-        (ErrorCode::Incomplete, good[..good.len() - 5].to_vec()),
+        // Its last chunk is not the end that the header announces.
+        (ErrorCode::Misaligned, good[..good.len() - 5].to_vec()),
         (ErrorCode::TrailingBytes, [&good[..], &[0]].concat()),
         (ErrorCode::Corrupt, flipped),
         (ErrorCode::BadMagic, magic),
@@ -361,8 +362,12 @@ fn texts_are_generated_while_an_upload_runs() {
         link::write_frame(id, request, |bytes| frame.extend_from_slice(bytes)).unwrap();
         frame
     };
-    let mut wire = vec![0];
-    wire.extend(frame(1, &Request::Begin { slot: Some(0), header: &file[..HEADER_BYTES], sha256: &sha256 }));
+    let begin = frame(1, &Request::Begin { slot: Some(0), header: &file[..HEADER_BYTES], sha256: &sha256 });
+    stream.write_all(&begin).unwrap();
+    // The first answer says that the slot is erased.
+    let mut erased = [0; 12];
+    std::io::Read::read_exact(&mut stream, &mut erased[..11]).unwrap();
+    let mut wire = Vec::new();
     wire.extend(frame(2, &Request::Generate { prompt: "", max_tokens: 60, temperature: 0.0, seed: 0 }));
     // In small pieces, so that there are many turns.
     for (at, data) in (0u32..).zip(file.chunks(512)) {

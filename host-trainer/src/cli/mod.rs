@@ -3,6 +3,7 @@
 //! prints.
 
 mod base;
+mod bundle;
 pub mod console;
 mod device;
 mod eval;
@@ -54,6 +55,8 @@ enum Command {
     Sign(sign::Args),
     /// Checks the signature of an adapter file, and whether a device would accept it
     Verify(verify::Args),
+    /// Builds the image of a device's adapter partition, reads one back, or plans how many tasks fit
+    Bundle(bundle::Args),
     /// Runs the device's own code on the host
     Sim(sim::Args),
     /// Talks to a device over a serial port or TCP
@@ -91,6 +94,7 @@ fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
         Command::Train(args) => train::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::Bundle(args) => bundle::run(&args, console),
         Command::Key(command) => key::run(&command, console),
         Command::Sign(args) => sign::run(&args, console),
         Command::Verify(args) => verify::run(&args, console),

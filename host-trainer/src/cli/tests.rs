@@ -1,5 +1,6 @@
 //! Whole command lines, run in this process on small random networks: results, messages and exit codes.
 
+mod bundle;
 mod device;
 mod files;
 mod keys;
