@@ -48,7 +48,10 @@ impl<const FRAME: usize> Receiver<FRAME> {
                             self.work = Work::Erase { id };
                             None
                         }
-                        Progress::Receiving { next } => Some(progress(begun.slot, next)),
+                        Progress::Receiving { next } if begun.finished.is_some() => {
+                            Some(progress(begun.slot, next))
+                        }
+                        Progress::Receiving { next } => Some(progress(begun.slot, chunk_start(next))),
                     }
                 })
             }
@@ -118,7 +121,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
             Ok(Progress::Erasing { .. }) => {}
             Ok(Progress::Receiving { next }) => {
                 self.work = Work::None;
-                self.answer(id, &progress(slot, next));
+                self.answer(id, &progress(slot, chunk_start(next)));
             }
             Err(error) => {
                 self.work = Work::None;
@@ -271,6 +274,12 @@ fn describe<'s, F: MappedFlash>(
     });
     let wear = slots.state().wear.get(slot).copied().unwrap_or(0);
     Ok(Response::Slot { slot: slot as u8, wear, adapter })
+}
+
+/// Where a chunk may begin that brings the byte at `next`. A flash whose uploads go on at a word may need a byte inside a chunk;
+/// what lies before it is compared when it comes again.
+fn chunk_start(next: u32) -> u32 {
+    next - next % CHUNK_ALIGN
 }
 
 fn progress(slot: usize, next: u32) -> Refusal {

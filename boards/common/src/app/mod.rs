@@ -125,7 +125,7 @@ fn serve<B: Board, const FRAME: usize>(
         let idle = step(app, receiver, link);
         app.generate_one(link);
         app.end_trial_in_time();
-        app.send_log(link);
+        send_log(link);
         if idle && start == end && app.may_sleep() {
             link.wait();
         }
@@ -147,9 +147,11 @@ fn step<B: Board, const FRAME: usize>(
             app.request(link, id, request);
             (app.frames, app.bad_frames) = (receiver.counts().frames, receiver.counts().bad_frames);
         }
-        Step::Installed { slot: _slot } => {
+        Step::Installed { slot } => {
             app.installs += 1;
-            info!("installed slot {=usize}", _slot);
+            info!("installed slot {=usize}", slot);
+            // Without a log nobody asks which.
+            let _ = slot;
             // There is time now for what would make an activation wait.
             let _ = app.slots.prepare();
         }
@@ -425,15 +427,15 @@ impl<B: Board> App<B> {
             _ => Err(refuse(ErrorCode::UnknownMessage, 0, 0)),
         }
     }
+}
 
-    /// Sends what was logged, if a host listens.
-    #[inline(never)]
-    fn send_log(&mut self, link: &mut B::Link) {
-        let mut bytes = [0; LOG_BYTES];
-        let (lost, len) = tap::TAP.take(&mut bytes);
-        if len > 0 {
-            send(link, UNASKED, &Response::Log { lost, data: bytes.get(..len).unwrap_or(&[]) });
-        }
+/// Sends what was logged, if a host listens.
+#[inline(never)]
+fn send_log(link: &mut impl Link) {
+    let mut bytes = [0; LOG_BYTES];
+    let (lost, len) = tap::TAP.take(&mut bytes);
+    if len > 0 {
+        send(link, UNASKED, &Response::Log { lost, data: bytes.get(..len).unwrap_or(&[]) });
     }
 }
 
