@@ -125,7 +125,7 @@ fn serve<B: Board, const FRAME: usize>(
         let idle = step(app, receiver, link);
         app.generate_one(link);
         app.end_trial_in_time();
-        app.send_log(link);
+        send_log(link);
         if idle && start == end && app.may_sleep() {
             link.wait();
         }
@@ -425,14 +425,14 @@ impl<B: Board> App<B> {
             _ => Err(refuse(ErrorCode::UnknownMessage, 0, 0)),
         }
     }
+}
 
-    /// Sends what was logged, if a host listens.
-    fn send_log(&mut self, link: &mut B::Link) {
-        let mut bytes = [0; LOG_BYTES];
-        let (lost, len) = tap::TAP.take(&mut bytes);
-        if len > 0 {
-            send(link, UNASKED, &Response::Log { lost, data: bytes.get(..len).unwrap_or(&[]) });
-        }
+/// Sends what was logged, if a host listens.
+fn send_log(link: &mut impl Link) {
+    let mut bytes = [0; LOG_BYTES];
+    let (lost, len) = tap::TAP.take(&mut bytes);
+    if len > 0 {
+        send(link, UNASKED, &Response::Log { lost, data: bytes.get(..len).unwrap_or(&[]) });
     }
 }
 

@@ -303,7 +303,8 @@ fn read(bytes: &[u8]) -> Vec<Said> {
 
 /// The content of a good adapter, about 3 KB.
 pub(super) fn data(sequence: u32) -> AdapterData {
-    let mut data = fixture::adapter(&BASE.1, &[(0, 30), (2, 40), (5, 50)], Some(7), 0.3, sequence.wrapping_add(1));
+    let mut data =
+        fixture::adapter(&BASE.1, &[(0, 30), (2, 40), (5, 50)], Some(7), 0.3, sequence.wrapping_add(1));
     data.sequence = sequence;
     data
 }
