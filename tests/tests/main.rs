@@ -5,6 +5,7 @@
 mod parity;
 mod power_cuts;
 mod qemu;
+mod qemu_boards;
 mod quality;
 
 use std::path::PathBuf;
@@ -25,8 +26,13 @@ const TASKS: [(&str, &str); 3] = [("names", "stories260k"), ("intent", "stories2
 
 /// A carried base as the command builds it for a Cortex-M4.
 fn image(base: &str, layout: Layout) -> Image {
+    image_with(base, layout, 16)
+}
+
+/// The same with passes of at most `pass_rows` rows.
+fn image_with(base: &str, layout: Layout, pass_rows: u32) -> Image {
     let network = rankpatch::import::load(&path("tests/data/bases").join(base)).expect("a carried model");
-    Image::build(&quantize(&network).expect("a finite model"), layout, 16).expect("a valid network")
+    Image::build(&quantize(&network).expect("a finite model"), layout, pass_rows).expect("a valid network")
 }
 
 /// A carried adapter, trained by `rankpatch train host-trainer/tasks/TASK.toml`.

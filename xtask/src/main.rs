@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod golden;
+mod nightly;
 mod setup;
 mod sizes;
 mod test;
@@ -23,6 +24,8 @@ Tasks:
   demo            trains an adapter and switches an emulated Cortex-M4 to it and back
   bench [--json]  instruction counts of kernels and networks on the emulated cores
   golden          writes the golden files of the format anew; review them as a change of the format
+  miri            readers and slots under Miri; needs a nightly compiler
+  fuzz [TARGET [RUNS]]  libFuzzer on every target of fuzz/, 1,000,000 executions each; needs nightly and cargo-fuzz
   tidy            the rules for source files that no compiler checks
   sizes [--json]  flash and RAM of the firmware by section, and its peak stack
 
@@ -35,6 +38,8 @@ enum Task {
     Demo,
     Bench { json: bool },
     Golden,
+    Miri,
+    Fuzz { target: Option<String>, runs: Option<u64> },
     Tidy,
     Sizes { json: bool },
     Help,
@@ -49,6 +54,12 @@ impl Task {
             ["bench"] => Self::Bench { json: false },
             ["bench", "--json"] => Self::Bench { json: true },
             ["golden"] => Self::Golden,
+            ["miri"] => Self::Miri,
+            ["fuzz"] => Self::Fuzz { target: None, runs: None },
+            ["fuzz", target] => Self::Fuzz { target: Some((*target).to_owned()), runs: None },
+            ["fuzz", target, runs] => {
+                Self::Fuzz { target: Some((*target).to_owned()), runs: Some(runs.parse().ok()?) }
+            }
             ["tidy"] => Self::Tidy,
             ["sizes"] => Self::Sizes { json: false },
             ["sizes", "--json"] => Self::Sizes { json: true },
@@ -64,6 +75,10 @@ impl Task {
             Self::Demo => demo::run().map(|()| ExitCode::Success),
             Self::Bench { json } => bench::run(json).map(|()| ExitCode::Success),
             Self::Golden => golden::run().map(|()| ExitCode::Success),
+            Self::Miri => nightly::miri().map(|()| ExitCode::Success),
+            Self::Fuzz { ref target, runs } => {
+                nightly::fuzz(target.as_deref(), runs).map(|()| ExitCode::Success)
+            }
             Self::Tidy => tidy::run(),
             Self::Sizes { json } => sizes::run(json).map(|()| ExitCode::Success),
             Self::Help => {

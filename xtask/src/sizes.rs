@@ -38,18 +38,25 @@ fn peak_stack(board: &Board, elf: &Path) -> Result<u64> {
     let tool = Tool::build()?;
     let folder = workspace_root().join("target/sizes");
     std::fs::create_dir_all(&folder)?;
-    let base = folder.join("stories260k.rpb");
-    let model = "tests/data/bases/stories260k";
-    tool.json(&["base", "build", "--from", model, "--target", "cortex-m4", "-o", text(&base)?])?;
+    let example = &board.example;
+    let base = folder.join(format!("{}-{}.rpb", example.model, board.name));
+    let model = format!("tests/data/bases/{}", example.model);
+    let (target, rows) = (board.base_target(), example.pass_rows.to_string());
+    let build = ["base", "build", "--from", &model, "--target", &target, "--pass-rows", &rows];
+    tool.json(&[&build[..], &["-o", text(&base)?]].concat())?;
     let qemu =
         Qemu::boot(board, elf, &Options { images: vec![(base, board.base.origin)], ..Options::default() })?;
     let port = format!("tcp:{}", qemu.link_address());
     let ask = |arguments: &[&str]| tool.json(&[&["device", "--port", &port], arguments].concat());
-    ask(&["generate", "--max-tokens", "20"])?;
-    ask(&["push", "tests/data/adapters/names.rpa", "--activate", "--mode", "merged"])?;
-    ask(&["activate", "names"])?;
+    let [task, _] = &example.tasks;
+    let adapter = format!("tests/data/adapters/{task}.rpa");
+    // Boards without memory for a second set of weights cannot merge.
+    let mode = if board.psram.length < 1 << 20 { "streamed" } else { "merged" };
+    ask(&["generate", "--max-tokens", "12"])?;
+    ask(&["push", &adapter, "--activate", "--mode", mode])?;
+    ask(&["activate", task])?;
     ask(&["selftest"])?;
-    ask(&["generate", "--max-tokens", "20", "--temperature", "0.8"])?;
+    ask(&["generate", "--max-tokens", "12", "--temperature", "0.8"])?;
     ask(&["detach"])?;
     let statistics = ask(&["stats"])?;
     statistics["peak_stack_bytes"].as_u64().context("expected the peak stack in the device's statistics")

@@ -85,7 +85,7 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let text = name.to_string_lossy();
-        if text.starts_with('.') || (folder.as_os_str().is_empty() && text == "target") {
+        if text.starts_with('.') || text == "target" {
             continue;
         }
         let relative = folder.join(&name);

@@ -24,6 +24,7 @@ pub mod tap;
 
 use embedded_storage::nor_flash::NorFlash;
 use rankpatch_runtime::slots::Layout;
+pub use rankpatch_runtime::slots::Resume;
 
 pub use nor::{NorError, NorRam};
 pub use partition::{Controller, ControllerFault, FlashPartition};

@@ -9,8 +9,9 @@ use core::ptr::NonNull;
 
 use embedded_storage::nor_flash::{ErrorType, NorFlash, ReadNorFlash};
 
-use rankpatch_runtime::slots::MappedFlash;
+use rankpatch_runtime::slots::{Layout, MappedFlash, Resume};
 
+use crate::flash::usual_layout;
 use crate::{NorError, Slots};
 
 const ERASED: u8 = 0xFF;
@@ -25,6 +26,8 @@ pub trait Controller {
     const WORD_BYTES: usize;
     /// Bytes per erase page.
     const PAGE_BYTES: usize;
+    /// Where an upload goes on after a reset. [`Resume::Page`] is right for every flash.
+    const RESUME: Resume = Resume::Page;
 
     /// Sets every byte of the page that starts at `page` to 0xFF and returns when that is done.
     ///
@@ -158,6 +161,11 @@ impl<C: Controller> MappedFlash for FlashPartition<C> {
 impl<C: Controller> Slots for FlashPartition<C> {
     fn slot_bytes(&self) -> usize {
         self.slot_bytes
+    }
+
+    fn layout(&self) -> Layout {
+        let usual = usual_layout(self.capacity, self.slot_bytes, C::PAGE_BYTES);
+        Layout { resume: C::RESUME, ..usual }
     }
 
     fn bytes(&self) -> &[u8] {

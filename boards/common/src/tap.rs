@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::ByteRing;
 
 /// Bytes of the log that can wait for the link.
-const WAITING_BYTES: usize = 256;
+const WAITING_BYTES: usize = 128;
 
 /// The log's way to the link. One context pushes, with interrupts masked as loggers do; one takes.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ mod tests {
         tap.push(b"abc");
         tap.push(b"de");
         assert_eq!((tap.take(&mut bytes), &bytes[..5]), ((0, 5), &b"abcde"[..]));
-        tap.push(&[7; 260]);
-        assert_eq!(tap.take(&mut bytes), (4, 256));
+        tap.push(&[7; 132]);
+        assert_eq!(tap.take(&mut bytes), (4, 128));
     }
 }

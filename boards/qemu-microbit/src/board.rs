@@ -41,7 +41,7 @@ impl Board for Microbit {
     const NAME: &'static str = env!("CARGO_PKG_NAME");
     const CORE: &'static str = "Cortex-M0";
     const HEAD_OUTPUTS: usize = 64;
-    const CONTEXT: usize = 18;
+    const CONTEXT: usize = 17;
     type Link = UartLink;
     type Slots = FlashPartition<Nvmc>;
     type Counter = TickCounter;

@@ -8,7 +8,7 @@
 
 use core::ptr::NonNull;
 
-use rankpatch_board::{Controller, ControllerFault};
+use rankpatch_board::{Controller, ControllerFault, Resume};
 
 /// The same command, or status, for both chips.
 const fn both(chip: u32) -> u32 {
@@ -76,6 +76,9 @@ impl Word {
 impl Controller for CfiFlash {
     const WORD_BYTES: usize = 4;
     const PAGE_BYTES: usize = 256 << 10;
+    /// A whole file lies in one sector, so an upload that went on at a page would always begin anew. The emulator writes a word
+    /// whole or not at all.
+    const RESUME: Resume = Resume::Word;
 
     unsafe fn erase(&mut self, page: NonNull<u8>) -> Result<(), ControllerFault> {
         let first = Word(page.cast());

@@ -1,6 +1,7 @@
 //! What the receiver does with each message that is about slots.
 
 use rankpatch_format::adapter::{Adapter, Preview};
+use rankpatch_format::base::Base;
 use rankpatch_format::header::{self, HEADER_BYTES, Header};
 use rankpatch_format::link::{CHUNK_ALIGN, ErrorCode, Request, Response, SlotInfo, UNASKED, decode};
 use rankpatch_format::{Error as FormatError, KeyId};
@@ -47,7 +48,10 @@ impl<const FRAME: usize> Receiver<FRAME> {
                             self.work = Work::Erase { id };
                             None
                         }
-                        Progress::Receiving { next } => Some(progress(begun.slot, next)),
+                        Progress::Receiving { next } if begun.finished.is_some() => {
+                            Some(progress(begun.slot, next))
+                        }
+                        Progress::Receiving { next } => Some(progress(begun.slot, chunk_start(next))),
                     }
                 })
             }
@@ -117,7 +121,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
             Ok(Progress::Erasing { .. }) => {}
             Ok(Progress::Receiving { next }) => {
                 self.work = Work::None;
-                self.answer(id, &progress(slot, next));
+                self.answer(id, &progress(slot, chunk_start(next)));
             }
             Err(error) => {
                 self.work = Work::None;
@@ -234,13 +238,19 @@ fn finish<F: MappedFlash>(
         let header = header::check(file)?;
         policy.identity.admit(&header, floor)?;
         trust::verify_file(&policy.verifier, file)?;
-        Adapter::new(file, policy.base)?;
+        fits(file, policy.base)?;
         Ok(header.sequence)
     });
     finished.map_err(|error| match error {
         FinishError::Slot(error) => slot_refusal(error),
         FinishError::Refused(refusal) => refusal,
     })
+}
+
+/// Whether a file is an adapter for the base. On its own, because its stack is not to lie under that of the verifier.
+#[inline(never)]
+fn fits(file: &[u8], base: &Base<'_>) -> Result<(), Refusal> {
+    Ok(Adapter::new(file, base).map(drop)?)
 }
 
 /// What a slot holds.
@@ -264,6 +274,12 @@ fn describe<'s, F: MappedFlash>(
     });
     let wear = slots.state().wear.get(slot).copied().unwrap_or(0);
     Ok(Response::Slot { slot: slot as u8, wear, adapter })
+}
+
+/// Where a chunk may begin that brings the byte at `next`. A flash whose uploads go on at a word may need a byte inside a chunk;
+/// what lies before it is compared when it comes again.
+fn chunk_start(next: u32) -> u32 {
+    next - next % CHUNK_ALIGN
 }
 
 fn progress(slot: usize, next: u32) -> Refusal {

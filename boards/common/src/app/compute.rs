@@ -112,6 +112,7 @@ impl<B: Board> App<B> {
     }
 
     /// Generates the next token of the text under way and sends it.
+    #[inline(never)]
     pub(super) fn generate_one(&mut self, link: &mut B::Link) {
         let Some(mut generation) = self.generation.take() else { return };
         let Some(tokenizer) = self.base.tokenizer() else { return };

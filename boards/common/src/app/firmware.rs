@@ -47,9 +47,10 @@ pub(super) fn announce() {
             defmt::warn!("INSECURE firmware: unsigned adapters are accepted");
         }
         let keys = key_ids().count();
-        match (keys, INSECURE) {
-            (0, false) => defmt::warn!("no key is built in: every adapter is refused"),
-            _ => defmt::info!("product {=str}, {=usize} keys", PRODUCT, keys),
+        if keys == 0 && !INSECURE {
+            defmt::warn!("no key is built in: every adapter is refused");
+        } else {
+            defmt::info!("product {=str}, {=usize} keys", PRODUCT, keys);
         }
     }
 }

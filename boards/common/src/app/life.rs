@@ -243,6 +243,7 @@ impl<B: Board> App<B> {
     }
 
     /// Rolls back a trial whose time is over.
+    #[inline(never)]
     pub(super) fn end_trial_in_time(&mut self) {
         let over = self.trial_ends.is_some_and(|end| self.counter.ticks() >= end);
         if over && self.generation.is_none() {

@@ -147,9 +147,11 @@ fn step<B: Board, const FRAME: usize>(
             app.request(link, id, request);
             (app.frames, app.bad_frames) = (receiver.counts().frames, receiver.counts().bad_frames);
         }
-        Step::Installed { slot: _slot } => {
+        Step::Installed { slot } => {
             app.installs += 1;
-            info!("installed slot {=usize}", _slot);
+            info!("installed slot {=usize}", slot);
+            // Without a log nobody asks which.
+            let _ = slot;
             // There is time now for what would make an activation wait.
             let _ = app.slots.prepare();
         }
@@ -428,6 +430,7 @@ impl<B: Board> App<B> {
 }
 
 /// Sends what was logged, if a host listens.
+#[inline(never)]
 fn send_log(link: &mut impl Link) {
     let mut bytes = [0; LOG_BYTES];
     let (lost, len) = tap::TAP.take(&mut bytes);
