@@ -81,7 +81,8 @@ pub(crate) fn linear_wide(
     scratch: &mut Scratch<'_>,
 ) {
     let out = scales.len();
-    let (Some(acc), Some(packed)) = (scratch.acc.get_mut(..out), scratch.pack.get_mut(..row_words(cols))) else {
+    let (Some(acc), Some(packed)) = (scratch.acc.get_mut(..out), scratch.pack.get_mut(..row_words(cols)))
+    else {
         return;
     };
     let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);

@@ -301,13 +301,21 @@ pub fn site_losses(
             w.layout.read_row(w.codes, w.cols, o, row.codes);
             let base_norm: f64 = row.codes.iter().map(|code| f64::from(*code).powi_2()).sum();
             row.sum(&w, &patch, o);
-            let update: f64 =
-                row.sums.iter().zip(&*row.codes).map(|(t, code)| f64::from(t - f32::from(*code)).powi_2()).sum();
+            let update: f64 = row
+                .sums
+                .iter()
+                .zip(&*row.codes)
+                .map(|(t, code)| f64::from(t - f32::from(*code)).powi_2())
+                .sum();
             let error: f64 = match kind {
                 MergedType::Int16 => {
                     let scale = wide(row.sums, largest_code(w.cols), wide_row);
                     let codes = wide_row.as_chunks::<2>().0.iter().map(|code| i16::from_le_bytes(*code));
-                    row.sums.iter().zip(codes).map(|(t, code)| f64::from(t - scale * f32::from(code)).powi_2()).sum()
+                    row.sums
+                        .iter()
+                        .zip(codes)
+                        .map(|(t, code)| f64::from(t - scale * f32::from(code)).powi_2())
+                        .sum()
                 }
                 MergedType::Int8 | MergedType::Int8Feedback => {
                     let Row { sums, codes } = &mut row;
@@ -316,7 +324,10 @@ pub fn site_losses(
                     } else {
                         feedback(sums, codes)
                     };
-                    sums.iter().zip(&**codes).map(|(t, code)| f64::from(t - scale * f32::from(*code)).powi_2()).sum()
+                    sums.iter()
+                        .zip(&**codes)
+                        .map(|(t, code)| f64::from(t - scale * f32::from(*code)).powi_2())
+                        .sum()
                 }
             };
             let square = unit.powi_2();

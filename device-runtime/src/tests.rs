@@ -104,7 +104,8 @@ fn a_thousand_switches_leave_the_base_bit_identical() {
             .collect();
         let adapters: Vec<Adapter<'_>> =
             files.iter().map(|file| Adapter::new(file, &base).unwrap()).collect();
-        let room = adapters.iter().map(|adapter| merged_bytes(&base, adapter, MergedType::Int8)).max().unwrap();
+        let room =
+            adapters.iter().map(|adapter| merged_bytes(&base, adapter, MergedType::Int8)).max().unwrap();
         let mut merge = memory(room);
         let mut arena = memory(arena_bytes(&base, 24));
         let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
@@ -146,7 +147,8 @@ fn streamed_and_merged_follow_the_definition() {
     let sites = all_sites(&network, |site| 2 + usize::from(site) % 7);
     let file = fixture::adapter(&network, &sites, None, 0.3, 8).write().unwrap();
     let adapter = Adapter::new(&file, &base).unwrap();
-    let (mut arena, mut merge) = (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter, MergedType::Int8)));
+    let (mut arena, mut merge) =
+        (memory(arena_bytes(&base, 24)), memory(merged_bytes(&base, &adapter, MergedType::Int8)));
     let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
     let mut outputs = Vec::new();
     engine.attach(adapter).unwrap();

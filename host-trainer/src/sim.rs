@@ -10,7 +10,9 @@ use rankpatch_format::adapter::Adapter;
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::Digest;
 use rankpatch_format::link::Mode;
-use rankpatch_runtime::{Attachment, Engine, MIN_HEAD_OUTPUTS, Sampler, MergedType, arena_bytes, merged_bytes};
+use rankpatch_runtime::{
+    Attachment, Engine, MIN_HEAD_OUTPUTS, MergedType, Sampler, arena_bytes, merged_bytes,
+};
 use rayon::prelude::*;
 
 use crate::base::Image;
@@ -139,7 +141,9 @@ impl Simulator {
         let more = head_out.saturating_sub(MIN_HEAD_OUTPUTS) * size_of::<f32>();
         let mut arena = words(arena_bytes(&base, self.context) + more);
         let mut merged = match (&adapter, &self.adapter) {
-            (Some(adapter), Some((_, Mode::Merged))) => Some(words(merged_bytes(&base, adapter, MergedType::Int8))),
+            (Some(adapter), Some((_, Mode::Merged))) => {
+                Some(words(merged_bytes(&base, adapter, MergedType::Int8)))
+            }
             _ => None,
         };
         let mut engine = Engine::new(base, bytemuck::cast_slice_mut(&mut arena), self.context)?;

@@ -26,7 +26,8 @@ fn carried_adapters_state_what_the_device_computes_and_are_signed() {
     for path_of_file in files {
         let mut file = fs::read(&path_of_file).unwrap();
         let header = Preview::new(&file).unwrap().header;
-        let image = bases.iter().find(|image| image.base().unwrap().id() == header.base_id).expect("its base");
+        let image =
+            bases.iter().find(|image| image.base().unwrap().id() == header.base_id).expect("its base");
         let simulator = Simulator::new(image.clone()).unwrap();
         let digest_of = |file: &[u8]| {
             simulator.clone().with_adapter(file.to_vec(), Mode::Streamed).unwrap().self_test_digest().unwrap()

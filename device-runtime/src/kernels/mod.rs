@@ -21,9 +21,9 @@ mod quantize;
 )]
 mod reference;
 pub mod sweep;
-pub mod wide;
 #[cfg(test)]
 mod tests;
+pub mod wide;
 
 // Armv6-M is the one Arm profile without compare-and-swap.
 #[cfg(all(target_arch = "arm", feature = "dsp", not(target_has_atomic = "32")))]

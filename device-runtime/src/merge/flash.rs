@@ -113,7 +113,8 @@ pub fn merge_into_flash<F: MappedFlash>(
     (offset, len): (u32, u32),
     scratch: &mut [u8],
 ) -> core::result::Result<usize, FlashMergeError<F::Error>> {
-    let (expected, found) = (merged_image_bytes(base, adapter, kind).next_multiple_of(MAX_WRITE_SIZE), len as usize);
+    let (expected, found) =
+        (merged_image_bytes(base, adapter, kind).next_multiple_of(MAX_WRITE_SIZE), len as usize);
     if found < expected {
         return Err(Error::MergeBufferTooSmall { expected, found }.into());
     }

@@ -149,9 +149,10 @@ fn a_cut_merge_leaves_no_image() {
         assert!(before > 5);
         for operations_left in 0..before {
             // The image before is gone with the first operation.
-            let mut flash = Flash { words: complete.words.clone(), written: complete.written.clone(), operations_left };
-            let error =
-                merge_into_flash(base, adapter, kind, &mut flash, (0, 1 << 16), scratch.bytes_mut()).unwrap_err();
+            let mut flash =
+                Flash { words: complete.words.clone(), written: complete.written.clone(), operations_left };
+            let error = merge_into_flash(base, adapter, kind, &mut flash, (0, 1 << 16), scratch.bytes_mut())
+                .unwrap_err();
             assert_eq!(error, FlashMergeError::Flash(Cut));
             let found = MergedImage::new(base, adapter, flash.mapped()).err();
             assert_eq!(found, if operations_left == 0 { None } else { Some(Error::NotMerged) });
@@ -173,7 +174,8 @@ fn losses_are_those_of_the_merged_weights() {
         let mut scratch = memory(loss_scratch_bytes(base));
         let mut losses = KINDS.map(|kind| {
             let mut losses = Vec::new();
-            site_losses(base, adapter, kind, scratch.bytes_mut(), |site, loss| losses.push((site, loss))).unwrap();
+            site_losses(base, adapter, kind, scratch.bytes_mut(), |site, loss| losses.push((site, loss)))
+                .unwrap();
             losses
         });
         for (w, patch) in patched(base, adapter) {

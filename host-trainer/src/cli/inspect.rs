@@ -56,7 +56,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     if magic == Some(&rankpatch_format::adapter::MAGIC) {
         let base = args.base.as_ref().map(|path| Image::read(path)).transpose()?;
         if args.memory {
-            let image = base.ok_or_else(|| Failure::usage("--memory of an adapter needs its base: give --base"))?;
+            let image =
+                base.ok_or_else(|| Failure::usage("--memory of an adapter needs its base: give --base"))?;
             let base = image.base()?;
             let adapter = rankpatch_format::adapter::Adapter::new(&bytes, &base).at(&args.file)?;
             let report = memory::report(&args.file, &base, Some(&adapter), args.context)?;

@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         identity.product = ProductId::of(name);
     }
     let image = args.base.as_ref().map(|path| Image::read(path).at(path)).transpose()?;
-    let base = image.as_ref().map(|image| image.base()).transpose()?;
+    let base = image.as_ref().map(Image::base).transpose()?;
     if let Some(base) = &base {
         identity.base_id = base.id();
         Adapter::new(&file, base).at(&args.file)?;

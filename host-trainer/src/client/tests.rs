@@ -1,4 +1,5 @@
 //! The client against a device in memory: every request, and uploads over a wire that loses, repeats and damages.
+#![allow(clippy::print_stdout, reason = "the figures that the tests measure, shown with --nocapture")]
 
 use rankpatch_format::digest::XorShift32;
 use rankpatch_format::link::{ErrorCode, Mode};

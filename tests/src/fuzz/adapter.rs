@@ -7,7 +7,7 @@ use rankpatch_format::base::Base;
 use rankpatch_format::fixture::{self, Aligned};
 use rankpatch_format::header::{self, Header};
 use rankpatch_format::layout::Layout;
-use rankpatch_runtime::{Engine, arena_bytes, MergedType, merged_bytes};
+use rankpatch_runtime::{Engine, MergedType, arena_bytes, merged_bytes};
 
 use super::Target;
 

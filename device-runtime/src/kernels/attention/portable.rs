@@ -2,7 +2,10 @@
 
 use super::{BLOCK_KEYS, BLOCK_SHIFT, EXP2_NEG, WEIGHT_BITS};
 
-#[cfg_attr(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"), allow(dead_code, reason = "twin"))]
+#[cfg_attr(
+    all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"),
+    allow(dead_code, reason = "twin")
+)]
 pub(crate) fn code_groups(x: &[[f32; 8]], factor: f32, magic: f32, words: &mut [[u32; 4]]) {
     let pairs = x.as_flattened().as_chunks::<2>().0;
     for (word, [a, b]) in words.as_flattened_mut().iter_mut().zip(pairs) {

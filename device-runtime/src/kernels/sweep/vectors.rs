@@ -76,9 +76,8 @@ fn wide_case(found: &mut Sweep, random: &mut Random, columns: usize, rows: usize
     acc.fill(-1);
     let (w, x): (&[u32], &[u32]) = (bytemuck::cast_slice(w), bytemuck::cast_slice(x));
     wide::gemv16(w, x, acc);
-    let dot = |row: &[u32]| {
-        row.iter().zip(x).fold(0, |sum, (w, x)| attention::portable::dual_mul_add(*w, *x, sum))
-    };
+    let dot =
+        |row: &[u32]| row.iter().zip(x).fold(0, |sum, (w, x)| attention::portable::dual_mul_add(*w, *x, sum));
     found.count(acc.iter().zip(w.chunks_exact(columns)).all(|(acc, row)| *acc == dot(row)));
 }
 
@@ -132,7 +131,8 @@ fn float_case(found: &mut Sweep, random: &mut Random, len: usize, words: &mut [i
     };
     found.count(float::sum(cells).to_bits() == lanes(&|x| x).to_bits());
     found.count(float::sum_of_squares(cells).to_bits() == lanes(&|x| x * x).to_bits());
-    found.count(float::sum_of_deviations(cells, 1.5).to_bits() == lanes(&|x| (x - 1.5) * (x - 1.5)).to_bits());
+    found
+        .count(float::sum_of_deviations(cells, 1.5).to_bits() == lanes(&|x| (x - 1.5) * (x - 1.5)).to_bits());
     float::scale(cells, 0.7, b, cells);
     found.count(same(y, &|i| at(a, i) * 0.7 * at(b, i)));
     y.copy_from_slice(a);

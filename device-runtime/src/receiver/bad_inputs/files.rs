@@ -10,7 +10,7 @@ use rankpatch_format::header::{SIGNATURE_BYTES, TRAILER_BYTES};
 fn refused(bench: &mut Bench, file: &[u8], code: ErrorCode) {
     let said = bench.upload(None, file);
     assert_eq!(said, Said::Refused(code));
-    assert!((0..N_SLOTS).all(|slot| bench.slots().file(slot).map_or(true, |stored| stored != file)));
+    assert!((0..N_SLOTS).all(|slot| bench.slots().file(slot) != Ok(file)));
 }
 
 /// The same for a good file changed by `change` and then signed.
@@ -85,7 +85,7 @@ fn bad_25_scales_that_are_no_scales() {
     let mut bench = Bench::new();
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, -0.25] {
         refused_when(&mut bench, ErrorCode::BadScale, |a| {
-            a.patches[2].scales[3] = half::f16::from_f32(value)
+            a.patches[2].scales[3] = half::f16::from_f32(value);
         });
         refused_when(&mut bench, ErrorCode::BadScale, |a| {
             a.head.as_mut().unwrap().scales[1] = half::f16::from_f32(value);

@@ -98,8 +98,7 @@ fn sealed(content: &[u8]) -> Vec<u8> {
     let mut wire = vec![0; plain.len() + plain.len() / 254 + 2];
     // COBS by hand: runs of less than 254 bytes.
     let mut at = 0;
-    let mut runs = plain.split(|byte| *byte == 0).peekable();
-    while let Some(run) = runs.next() {
+    for run in plain.split(|byte| *byte == 0) {
         wire[at] = run.len() as u8 + 1;
         wire[at + 1..][..run.len()].copy_from_slice(run);
         at += run.len() + 1;

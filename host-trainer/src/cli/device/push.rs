@@ -123,7 +123,9 @@ fn report_all(
         }
     }
     console.print(args.format, &pushed, |pushed| {
-        pushed.iter().map(|pushed| format!("{}\n{}", pushed.port, pushed_text(pushed))).collect()
+        let texts: Vec<String> =
+            pushed.iter().map(|pushed| format!("{}\n{}", pushed.port, pushed_text(pushed))).collect();
+        texts.concat()
     })?;
     first.map_or(Ok(()), Err)
 }

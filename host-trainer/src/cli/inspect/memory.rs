@@ -9,8 +9,8 @@ use rankpatch_runtime::{ArenaLayout, arena_layout};
 use serde::Serialize;
 
 use crate::Result;
-use crate::sim::words;
 use crate::cli::console::{Table, fields, grouped};
+use crate::sim::words;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -77,7 +77,8 @@ pub(super) fn report(
     let region = |name, bytes, what| Region { name, bytes, what };
     // Sizes are rounded up and keys lie in pairs: the mean over many rows.
     let longer = arena_layout(base, context + 64);
-    let bytes_per_token = if kv_cache > 0 { (longer.kv_cache + longer.scores - kv_cache - scores) / 64 } else { 0 };
+    let bytes_per_token =
+        if kv_cache > 0 { (longer.kv_cache + longer.scores - kv_cache - scores) / 64 } else { 0 };
     Ok(Report {
         kind: "memory",
         file: path.to_owned(),
@@ -108,9 +109,9 @@ fn cost(base: &Base<'_>, adapter: &Adapter<'_>) -> Result<AdapterCost> {
         of_types.push(losses);
     }
     let merged = TYPES.iter().zip(&of_types).map(|((kind, name), losses)| {
-        let (error, update) = losses.iter().fold((0.0, 0.0), |(error, update), (_, loss)| {
-            (error + loss.error, update + loss.update)
-        });
+        let (error, update) = losses
+            .iter()
+            .fold((0.0, 0.0), |(error, update), (_, loss)| (error + loss.error, update + loss.update));
         let bytes = if *kind == MergedType::Int16 { int16.memory } else { int8.memory };
         MergedCost { merged_type: name, bytes, loss: ratio(error, update) }
     });
@@ -144,7 +145,10 @@ pub(super) fn text(report: &Report) -> String {
     table.row(&[&"arena", &format!("for {} rows", report.context), &grouped(report.arena_bytes)]);
     let mut text = table.to_string();
     if report.bytes_per_token > 0 {
-        text += &format!("\nabout {} bytes for one row of context more or less\n", grouped(report.bytes_per_token));
+        text += &format!(
+            "\nabout {} bytes for one row of context more or less\n",
+            grouped(report.bytes_per_token)
+        );
     }
     let Some(cost) = &report.adapter else { return text };
     let share = |macs: u64| 100.0 * macs as f64 / cost.base_macs.max(1) as f64;
