@@ -165,7 +165,7 @@ impl<'a> Engine<'a> {
             return Err(Error::Misaligned { expected: ALIGN, found: remainder });
         }
         let weight_bytes_copied = merge(&self.base, &adapter, kind, memory);
-        self.attach_memory(adapter, MergedMemory::Ram(kind, memory), weight_bytes_copied)
+        Ok(self.attach_memory(&adapter, MergedMemory::Ram(kind, memory), weight_bytes_copied))
     }
 
     /// Applies `adapter` merged, from what [`crate::merge::merge_into_flash`] wrote.
@@ -175,21 +175,21 @@ impl<'a> Engine<'a> {
     pub fn attach_image(&mut self, adapter: Adapter<'a>, region: &'a [u8]) -> Result<Attachment> {
         self.check(&adapter)?;
         let image = MergedImage::new(&self.base, &adapter, region)?;
-        self.attach_memory(adapter, MergedMemory::Image(image), 0)
+        Ok(self.attach_memory(&adapter, MergedMemory::Image(image), 0))
     }
 
     fn attach_memory(
         &mut self,
-        adapter: Adapter<'a>,
+        adapter: &Adapter<'a>,
         memory: MergedMemory<'a>,
         weight_bytes_copied: usize,
-    ) -> Result<Attachment> {
+    ) -> Attachment {
         let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied };
-        self.attached = Some(Attached { adapter, merged: Some(memory) });
+        self.attached = Some(Attached { adapter: *adapter, merged: Some(memory) });
         self.reset();
         #[cfg(feature = "defmt")]
         defmt::debug!("merged: {}", attachment);
-        Ok(attachment)
+        attachment
     }
 
     /// Goes back to the plain base, which was never written, and starts the sequence again. Returns the memory of a

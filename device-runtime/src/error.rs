@@ -148,8 +148,7 @@ impl From<Error> for Response<'_> {
                 expected: expected as u32,
                 found: found as u32,
             },
-            Error::NothingActive => refuse(ErrorCode::NothingActive, 1, 0),
-            Error::NotMerged => refuse(ErrorCode::NothingActive, 1, 0),
+            Error::NothingActive | Error::NotMerged => refuse(ErrorCode::NothingActive, 1, 0),
         }
     }
 }

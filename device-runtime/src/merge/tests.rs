@@ -1,3 +1,5 @@
+//! Merged weights of every type, in RAM and in flash, against the definition and each other.
+
 extern crate std;
 
 use std::vec;

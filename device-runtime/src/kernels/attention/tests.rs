@@ -1,3 +1,5 @@
+//! The accuracy of softmax weights.
+
 use super::portable::weight;
 
 #[test]

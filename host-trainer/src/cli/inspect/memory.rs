@@ -145,10 +145,9 @@ pub(super) fn text(report: &Report) -> String {
     table.row(&[&"arena", &format!("for {} rows", report.context), &grouped(report.arena_bytes)]);
     let mut text = table.to_string();
     if report.bytes_per_token > 0 {
-        text += &format!(
-            "\nabout {} bytes for one row of context more or less\n",
-            grouped(report.bytes_per_token)
-        );
+        text.push_str("\nabout ");
+        text.push_str(&grouped(report.bytes_per_token));
+        text.push_str(" bytes for one row of context more or less\n");
     }
     let Some(cost) = &report.adapter else { return text };
     let share = |macs: u64| 100.0 * macs as f64 / cost.base_macs.max(1) as f64;
@@ -171,7 +170,9 @@ pub(super) fn text(report: &Report) -> String {
     for MergedCost { merged_type, bytes, loss } in &cost.merged {
         table.row(&[merged_type, &grouped(*bytes), &percent(*loss)]);
     }
-    text += &format!("\n{table}\n");
+    text.push('\n');
+    text.push_str(&table.to_string());
+    text.push('\n');
     let mut table = Table::new(1, &["site", "update/base, %", "int8", "int8-feedback", "int16"]);
     for site in &cost.sites {
         let SiteLosses { name, update, int8, int8_feedback, int16 } = site;
