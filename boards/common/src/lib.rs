@@ -14,6 +14,7 @@ mod logger;
 pub mod nor;
 pub mod partition;
 pub mod register;
+pub mod receive;
 pub mod ring;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 pub mod semihosting;

@@ -30,7 +30,7 @@ pub(super) type Verify = rankpatch_runtime::trust::AllowUnsigned<Keys>;
 pub(super) const VERIFIER: Verify = rankpatch_runtime::trust::AllowUnsigned(KEYS);
 
 /// The product's id; none without a name.
-pub(super) fn product() -> ProductId {
+pub fn product() -> ProductId {
     if PRODUCT.is_empty() { ProductId::NONE } else { ProductId::of(PRODUCT) }
 }
 

@@ -1,0 +1,57 @@
+//! Two programs that show what receiving adapters costs in flash: one that does nothing else, and the same without it. The
+//! difference of their sizes is the code of frames, slots, SHA-256 and Ed25519; both check the base and an adapter.
+
+use rankpatch_format::adapter::Adapter;
+use rankpatch_format::base::Base;
+use rankpatch_runtime::receiver::{Policy, Receiver, Step};
+use rankpatch_runtime::slots::Slots as Partition;
+use rankpatch_runtime::trust::{Identity, Keys};
+
+use crate::flash::Mapped;
+use crate::{Board, Link, Parts, Slots};
+
+/// Some key: its value does not change the size.
+const KEY: [u8; 32] = [7; 32];
+
+/// Takes adapters over the link and never runs one.
+pub fn receive<B: Board, const FRAME: usize>(parts: Parts<B>) -> ! {
+    let Parts { mut link, slots, base, .. } = parts;
+    let layout = slots.layout();
+    let (Ok(base), Ok(mut slots)) = (Base::new(base), Partition::mount(Mapped(slots), layout)) else {
+        wait(link);
+    };
+    let identity = Identity { product: crate::app::product(), base_id: base.id() };
+    let policy = Policy { identity, base: &base, verifier: Keys::one(KEY) };
+    let mut receiver = Receiver::<FRAME>::new(2);
+    loop {
+        let mut byte = [0];
+        if link.read(&mut byte) > 0 {
+            receiver.push(&byte);
+        }
+        while receiver.poll(&mut slots, &policy) != Step::Idle {
+            let answers = receiver.pull().len();
+            link.write(receiver.pull());
+            receiver.pulled(answers);
+        }
+    }
+}
+
+/// Checks the base and what lies at the start of the partition, and answers nothing.
+pub fn nothing<B: Board>(parts: Parts<B>) -> ! {
+    let Parts { mut link, slots, base, .. } = parts;
+    if let Ok(base) = Base::new(base)
+        && let Ok(adapter) = Adapter::new(slots.bytes(), &base)
+    {
+        link.write(adapter.body().task.as_bytes());
+    }
+    wait(link)
+}
+
+fn wait(mut link: impl Link) -> ! {
+    loop {
+        let mut byte = [0];
+        if link.read(&mut byte) > 0 {
+            link.write(&byte);
+        }
+    }
+}

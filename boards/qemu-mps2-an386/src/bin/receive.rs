@@ -1,0 +1,11 @@
+//! Takes adapters and nothing else: for `cargo xtask sizes`.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
+
+#[cfg(target_os = "none")]
+#[cortex_m_rt::entry]
+fn main() -> ! {
+    rankpatch_board::receive::receive::<_, { rankpatch_board::app::USUAL_FRAME }>(qemu_mps2_an386::board::take())
+}
