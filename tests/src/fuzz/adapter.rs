@@ -6,8 +6,8 @@ use rankpatch_format::adapter::{Adapter, MAX_TASK_BYTES, Preview};
 use rankpatch_format::base::Base;
 use rankpatch_format::fixture::{self, Aligned};
 use rankpatch_format::header::{self, Header};
-use rankpatch_format::{KeyId, ProductId};
 use rankpatch_format::layout::Layout;
+use rankpatch_format::{KeyId, ProductId};
 use rankpatch_runtime::{Engine, MergedType, arena_bytes, merged_bytes};
 
 use super::Target;

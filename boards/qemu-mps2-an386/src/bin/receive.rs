@@ -7,5 +7,7 @@ fn main() {}
 #[cfg(target_os = "none")]
 #[cortex_m_rt::entry]
 fn main() -> ! {
-    rankpatch_board::receive::receive::<_, { rankpatch_board::app::USUAL_FRAME }>(qemu_mps2_an386::board::take())
+    rankpatch_board::receive::receive::<_, { rankpatch_board::app::USUAL_FRAME }>(
+        qemu_mps2_an386::board::take(),
+    )
 }
