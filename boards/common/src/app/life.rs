@@ -101,12 +101,12 @@ impl<B: Board> App<B> {
         Ok(())
     }
 
-    fn attach(&mut self, adapter: Adapter<'static>, mode: Mode) -> rankpatch_runtime::Result<Attachment> {
+    fn attach(&mut self, adapter: &Adapter<'static>, mode: Mode) -> rankpatch_runtime::Result<Attachment> {
         self.detach();
         match mode {
-            Mode::Streamed => self.engine.attach(adapter),
+            Mode::Streamed => self.engine.attach(*adapter),
             // `check` has made sure that the memory suffices, so it is not lost in a refusal.
-            Mode::Merged => self.engine.attach_merged(adapter, self.merge.take().unwrap_or_default()),
+            Mode::Merged => self.engine.attach_merged(*adapter, self.merge.take().unwrap_or_default()),
         }
     }
 
@@ -134,7 +134,7 @@ impl<B: Board> App<B> {
             }
         };
         let start = self.counter.ticks();
-        let attached = self.attach(adapter, next.mode);
+        let attached = self.attach(&adapter, next.mode);
         let ticks = self.counter.ticks() - start;
         let tested = match attached {
             Ok(attachment) => self.self_test().map(|digest| (attachment, digest)),
@@ -169,7 +169,7 @@ impl<B: Board> App<B> {
         self.running = None;
         if let Some(before) = before
             && let Ok(adapter) = self.pinned(before.active.slot)
-            && self.attach(adapter, before.active.mode).is_ok()
+            && self.attach(&adapter, before.active.mode).is_ok()
         {
             self.running = Some(before);
         }
