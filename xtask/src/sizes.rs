@@ -28,7 +28,10 @@ pub(crate) fn run(mode: Mode) -> Result<()> {
             let reports: Vec<_> = reports.iter().map(Report::json).collect();
             println!("{}", serde_json::to_string_pretty(&reports)?);
         }
-        Mode::Table => reports.iter().for_each(Report::print),
+        Mode::Table => {
+            reports.iter().for_each(Report::print);
+            parts(&reports).iter().for_each(|(name, bytes)| println!("{name}: {bytes} bytes of flash"));
+        }
         Mode::Bless => println!("{}", snapshot().bless(&measured(&reports))?.display()),
         Mode::Check => snapshot().check(&measured(&reports))?,
     }
@@ -49,7 +52,32 @@ fn measure() -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Only the firmware's: the other programs are tests.
+/// What one program has in flash more than another: the code of a part.
+const PARTS: [(&str, &str, &str); 2] = [
+    ("receiver: frames, slots, SHA-256, Ed25519", "receive", "nothing"),
+    ("runtime: checks, engine, every operator, kernels", "infer", "idle"),
+];
+
+/// The parts that a board's programs show, with their bytes of flash.
+fn parts(reports: &[Report]) -> Vec<(String, u64)> {
+    let flash = |board: &str, program: &str| {
+        let found = reports.iter().find(|report| report.board == board && report.program == program)?;
+        Some(found.flash_bytes())
+    };
+    let mut parts = Vec::new();
+    for report in reports {
+        for (name, with, without) in PARTS {
+            if report.program == with
+                && let Some(bytes) = flash(&report.board, without)
+            {
+                parts.push((format!("{}: {name}", report.board), report.flash_bytes() - bytes));
+            }
+        }
+    }
+    parts
+}
+
+/// Only the firmware's and those of parts: the other programs are tests.
 fn measured(reports: &[Report]) -> Vec<Measured> {
     let firmware = reports.iter().filter(|report| report.program == "firmware");
     let numbers = firmware.flat_map(|report| {
@@ -61,7 +89,8 @@ fn measured(reports: &[Report]) -> Vec<Measured> {
             stack.map(|bytes| Measured::within(name("peak stack bytes"), bytes, STACK_SLACK)),
         ]
     });
-    numbers.flatten().collect()
+    let parts = parts(reports).into_iter().map(|(name, bytes)| Some(Measured::new(name, bytes)));
+    numbers.chain(parts).flatten().collect()
 }
 
 /// The deepest stack of the firmware after it has run, taken an adapter, switched to it and back.
@@ -108,6 +137,8 @@ impl Report {
         let elf = firmware::build(board, program)?;
         let peak = if program == "firmware" {
             Some(peak_stack(board, &elf)?)
+        } else if program != "smoke" {
+            None
         } else {
             let qemu = Qemu::boot(board, &elf, &Options::default())?;
             let line = qemu.log().wait_for("peak stack ", TIMEOUT).ok();

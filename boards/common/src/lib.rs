@@ -13,6 +13,7 @@ pub mod flash;
 mod logger;
 pub mod nor;
 pub mod partition;
+pub mod infer;
 pub mod receive;
 pub mod register;
 pub mod ring;

@@ -1,0 +1,11 @@
+//! What `infer` is compared with: the same program without the runtime.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
+
+#[cfg(target_os = "none")]
+#[cortex_m_rt::entry]
+fn main() -> ! {
+    rankpatch_board::infer::idle(qemu_mps2_an386::board::take())
+}
