@@ -7,6 +7,7 @@ use rankpatch_format::base::Base;
 use rankpatch_format::fixture::{self, Aligned};
 use rankpatch_format::header::{self, Header};
 use rankpatch_format::layout::Layout;
+use rankpatch_format::{KeyId, ProductId};
 use rankpatch_runtime::{Engine, arena_bytes, merged_bytes};
 
 use super::Target;
@@ -40,9 +41,9 @@ fn run(data: &[u8]) {
         file_bytes: data.len() as u32,
         sequence: 7,
         step_limit: found.map_or(1, |header| header.step_limit),
-        key_id: found.map_or_else(|_| Default::default(), |header| header.key_id),
+        key_id: found.map_or(KeyId::UNSIGNED, |header| header.key_id),
         base_id: base.id(),
-        product: found.map_or_else(|_| Default::default(), |header| header.product),
+        product: found.map_or(ProductId::NONE, |header| header.product),
     };
     if header::set_header(&mut file, &header).is_ok() {
         check(&file, &base);

@@ -52,16 +52,13 @@ fn check(image: &[u8]) {
     let mut arena = vec![0_u128; needed.div_ceil(16)];
     let Ok(mut engine) = Engine::new(base, bytemuck::cast_slice_mut(&mut arena), context) else { return };
     let rows = if streaming { 3.min(context) } else { context };
-    match base.input() {
-        Op::Features { width } => {
-            let features = vec![0.5; rows * width as usize];
-            let _ = engine.run_features(&features);
-        }
-        _ => {
-            let last = base.vocab_size().saturating_sub(1).min(u32::from(u16::MAX)) as u16;
-            let tokens: Vec<u16> = [0, last, last / 2].into_iter().cycle().take(rows).collect();
-            let _ = engine.run_tokens(&tokens);
-        }
+    if let Op::Features { width } = base.input() {
+        let features = vec![0.5; rows * width as usize];
+        let _ = engine.run_features(&features);
+    } else {
+        let last = base.vocab_size().saturating_sub(1).min(u32::from(u16::MAX)) as u16;
+        let tokens: Vec<u16> = [0, last, last / 2].into_iter().cycle().take(rows).collect();
+        let _ = engine.run_tokens(&tokens);
     }
     if let Some(tokenizer) = base.tokenizer() {
         let mut tokens = [0; 40];

@@ -110,7 +110,7 @@ impl Device {
     }
 
     fn mount(&mut self, flash: Nor<WORD>) {
-        self.receiver = Box::new(Receiver::new(2));
+        *self.receiver = Receiver::new(2);
         self.slots = Some(Slots::mount(flash, LAYOUT).expect("a journal of its own"));
     }
 
@@ -164,7 +164,7 @@ impl Device {
         let frame = link::encode(1, &request, &mut frame).expect("a request that fits").to_vec();
         // What is begun or removed may cost a slot its file: only slots that are in use are safe then.
         if matches!(request, Request::Begin { .. } | Request::Remove { .. }) {
-            let state = self.slots().state().clone();
+            let state = *self.slots().state();
             for (slot, file) in self.acknowledged.iter_mut().enumerate() {
                 *file = file.filter(|_| state.is_in_use(slot));
             }

@@ -60,7 +60,7 @@ fn check<const WORD: usize>(content: &[u8], erased: u8) {
             Slots::format(unmounted.flash, layout, 7).expect("the layout fits")
         }
     };
-    let before = slots.state().clone();
+    let before = *slots.state();
     for slot in 0..N_SLOTS {
         let _ = (slots.life(slot), slots.announcement(slot), slots.file(slot), slots.verified(slot));
         let _ = slots.partial(slot);
