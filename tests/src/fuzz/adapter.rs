@@ -41,9 +41,9 @@ fn run(data: &[u8]) {
         file_bytes: data.len() as u32,
         sequence: 7,
         step_limit: found.map_or(1, |header| header.step_limit),
-        key_id: found.map_or_else(|_| KeyId::default(), |header| header.key_id),
+        key_id: found.map_or(KeyId::UNSIGNED, |header| header.key_id),
         base_id: base.id(),
-        product: found.map_or_else(|_| ProductId::default(), |header| header.product),
+        product: found.map_or(ProductId::NONE, |header| header.product),
     };
     if header::set_header(&mut file, &header).is_ok() {
         check(&file, &base);
