@@ -29,8 +29,20 @@ pub(crate) fn run(json: bool) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {
         reports.iter().for_each(Report::print);
+        print_receivers(&reports);
     }
     Ok(())
+}
+
+/// What receiving adapters adds to a program: frames, messages, slots, SHA-256, Ed25519.
+fn print_receivers(reports: &[Report]) {
+    for receive in reports.iter().filter(|report| report.program == "receive") {
+        let without = reports.iter().find(|other| other.board == receive.board && other.program == "nothing");
+        if let Some(without) = without {
+            let bytes = receive.flash_bytes().saturating_sub(without.flash_bytes());
+            println!("receiver for {}: {bytes} bytes of flash", receive.board);
+        }
+    }
 }
 
 /// The deepest stack of the firmware after it has run, taken an adapter, switched to it and back.
@@ -77,7 +89,7 @@ impl Report {
         let elf = firmware::build(board, program)?;
         let peak = match program {
             "firmware" => Some(peak_stack(board, &elf)?),
-            "bench" => None,
+            "bench" | "receive" | "nothing" => None,
             _ => {
                 let qemu = Qemu::boot(board, &elf, &Options::default())?;
                 let line = qemu.log().wait_for("peak stack ", TIMEOUT).ok();

@@ -13,8 +13,8 @@ pub mod flash;
 mod logger;
 pub mod nor;
 pub mod partition;
-pub mod register;
 pub mod receive;
+pub mod register;
 pub mod ring;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 pub mod semihosting;
