@@ -329,7 +329,7 @@ fn trials_end_and_are_logged() {
     device.set_log(true).unwrap();
     device.activate(1, Mode::Streamed, 2).unwrap();
     assert_eq!(device.status().unwrap().trial, Some(1));
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let status = loop {
         let status = device.status().unwrap();
         if status.trial.is_none() {
@@ -354,7 +354,7 @@ fn trials_end_and_are_logged() {
 fn texts_are_generated_while_an_upload_runs() {
     let running = boot("stories260k", "interleaved");
     drop(running.device);
-    let mut stream = running.qemu.connect(Duration::from_secs(60)).unwrap();
+    let mut stream = running.qemu.connect(Duration::from_mins(1)).unwrap();
     let file = adapter("names");
     let sha256 = rankpatch_runtime::slots::Announcement::of(&file).sha256;
     let frame = |id: u8, request: &Request<'_>| {
