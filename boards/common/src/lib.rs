@@ -9,11 +9,11 @@ extern crate std;
 
 pub mod app;
 pub mod flash;
+pub mod infer;
 #[cfg(all(feature = "semihosting-log", target_os = "none"))]
 mod logger;
 pub mod nor;
 pub mod partition;
-pub mod infer;
 pub mod receive;
 pub mod register;
 pub mod ring;
