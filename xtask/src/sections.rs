@@ -17,7 +17,7 @@ pub struct Section {
     pub bytes: u64,
     /// Bytes that the flash must hold: code, constants and initial values.
     pub flash_bytes: u64,
-    /// The memory that it occupies while the program runs: `flash`, `ram` or `psram`.
+    /// The memory that it occupies while the program runs: `flash`, `ram`, `psram` or `stack`.
     pub memory: &'static str,
 }
 
@@ -36,9 +36,11 @@ pub fn read(board: &Board, path: &Path) -> Result<Vec<Section>> {
             continue;
         }
         let name = section.name()?.to_owned();
-        let memories = [("flash", board.flash), ("ram", board.ram), ("psram", board.psram)];
+        let memories =
+            [("flash", board.flash), ("ram", board.ram), ("psram", board.psram), ("stack", board.stack)];
         let memory = memories.iter().find(|(_, region)| region.contains(section.address()));
-        let memory = memory.with_context(|| format!("section {name} lies outside flash, RAM and PSRAM"))?.0;
+        let memory =
+            memory.with_context(|| format!("section {name} lies outside flash, stack, RAM and PSRAM"))?.0;
         let stored = section.elf_section_header().sh_type.get(file.endian()) != elf::SHT_NOBITS;
         let bytes = section.size();
         sections.push((

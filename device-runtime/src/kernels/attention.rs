@@ -6,9 +6,9 @@ pub(super) use portable::dual_mul_add;
 #[cfg(test)]
 mod tests;
 
-#[cfg(all(target_arch = "arm", feature = "dsp"))]
-use super::dsp::attention as core_kernels;
-#[cfg(not(all(target_arch = "arm", feature = "dsp")))]
+#[cfg(all(target_arch = "arm", any(feature = "dsp", feature = "helium")))]
+use super::smlad::attention as core_kernels;
+#[cfg(not(all(target_arch = "arm", any(feature = "dsp", feature = "helium"))))]
 use portable as core_kernels;
 
 /// 1.5 * 2^23: adding it leaves a float below 2^22, rounded to the nearest even integer, in the low bits of the sum.

@@ -39,18 +39,14 @@ macro_rules! repeat {
     (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
 }
 
-pub(super) mod attention;
 #[cfg(target_abi = "eabihf")]
 pub(super) mod components;
-#[cfg(target_abi = "eabihf")]
-pub(super) mod float;
 mod matrix;
 mod pack;
 #[cfg(target_abi = "eabihf")]
 pub(super) mod quantize;
 mod row_major;
 mod up;
-pub(super) mod wide;
 
 use core::mem::MaybeUninit;
 

@@ -3,9 +3,9 @@
 
 use core::cell::Cell;
 
-#[cfg(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"))]
-use super::dsp::float as groups;
-#[cfg(not(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf")))]
+#[cfg(all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium")))]
+use super::smlad::float as groups;
+#[cfg(not(all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium"))))]
 use portable as groups;
 
 /// `y[i] = acc[i] * (scale * row_scales[i]) + bias[i]`; without the sum if `bias` is empty. The shortest slice counts.
@@ -142,7 +142,7 @@ pub fn sigmoid_product(x: f32, power: f32) -> f32 {
 }
 
 /// Eight at a time.
-#[cfg(not(all(target_arch = "arm", feature = "dsp", target_abi = "eabihf")))]
+#[cfg(not(all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium"))))]
 mod portable {
     use core::cell::Cell;
 

@@ -57,6 +57,8 @@ mod riscv;
 mod thumb;
 #[cfg(not(all(target_arch = "arm", any(feature = "dsp", feature = "helium"))))]
 use portable as core_kernels;
+#[cfg(all(target_arch = "arm", any(feature = "dsp", feature = "helium")))]
+mod smlad;
 #[cfg(not(all(target_arch = "arm", feature = "dsp")))]
 mod unpacked;
 

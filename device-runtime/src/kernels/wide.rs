@@ -21,9 +21,9 @@ pub fn gemv16(w: &[u32], x: &[u32], acc: &mut [i32]) {
         debug_assert!(false, "gemv16: expected {} rows of {words} words", acc.len());
         return;
     };
-    #[cfg(all(target_arch = "arm", feature = "dsp"))]
+    #[cfg(all(target_arch = "arm", any(feature = "dsp", feature = "helium")))]
     if words.is_multiple_of(GROUP_WORDS) && words > 0 {
-        return super::dsp::wide::gemv16(w, x, acc);
+        return super::smlad::wide::gemv16(w, x, acc);
     }
     for (acc, row) in acc.iter_mut().zip(w.chunks_exact(words.max(1))) {
         *acc = row.iter().zip(x).fold(0, |sum, (w, x)| super::attention::dual_mul_add(*w, *x, sum));

@@ -3,7 +3,7 @@
 use super::{BLOCK_KEYS, BLOCK_SHIFT, EXP2_NEG, WEIGHT_BITS};
 
 #[cfg_attr(
-    all(target_arch = "arm", feature = "dsp", target_abi = "eabihf"),
+    all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium")),
     allow(dead_code, reason = "twin")
 )]
 pub(crate) fn code_groups(x: &[[f32; 8]], factor: f32, magic: f32, words: &mut [[u32; 4]]) {

@@ -1,6 +1,5 @@
 //! Loops over vectors of floats on a core with an FPU, eight at a time.
 
-use core::arch::naked_asm;
 use core::cell::Cell;
 
 use crate::kernels::float::{EXP2_NEG, GELU_CUBIC, GELU_TO_POWER, TO_POWER};
@@ -160,7 +159,7 @@ unsafe extern "C" fn dequantize_groups(
     groups: usize,
     scale: f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         // In a library the assembler is not told of the target's FPU.
         ".fpu fpv4-sp-d16",
         "vpush {{s16-s23}}",
@@ -187,7 +186,7 @@ unsafe extern "C" fn dequantize_bias_groups(
     scale: f32,
     bias: *const f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         ".fpu fpv4-sp-d16",
         "ldr r12, [sp]",
         "vpush {{s16-s23}}",
@@ -211,7 +210,7 @@ macro_rules! in_place {
         /// At least one group of eight in each.
         #[unsafe(naked)]
         unsafe extern "C" fn $name(y: *mut f32, x: *const f32, groups: usize) {
-            naked_asm!(
+            dsp_asm!(
                 ".fpu fpv4-sp-d16",
                 "2:",
                 "vldmia r0, {{s0-s7}}",
@@ -241,7 +240,7 @@ unsafe extern "C" fn scale_groups(
     groups: usize,
     factor: f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         ".fpu fpv4-sp-d16",
         "vpush {{s16-s23}}",
         "2:",
@@ -271,7 +270,7 @@ unsafe extern "C" fn normalize_groups(
     factor: f32,
     bias: *const f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         ".fpu fpv4-sp-d16",
         "ldr r12, [sp]",
         "vpush {{s16-s23}}",
@@ -299,7 +298,7 @@ macro_rules! lanes_of {
         /// At least one group of eight.
         #[unsafe(naked)]
         unsafe extern "C" fn $name(x: *const f32, groups: usize, lanes: *mut [f32; 4] $(, $mean: f32)?) {
-            naked_asm!(
+            dsp_asm!(
                 ".fpu fpv4-sp-d16",
                 "vldmia r2, {{s4-s7}}",
                 "2:",
@@ -337,7 +336,6 @@ lanes_of!(
 macro_rules! sigmoid_product {
     () => {
         concat!(
-            "vmul.f32 s9, s9, s0\n",
             "vcvt.s32.f32 s9, s9\n",
             "vmov r3, s9\n",
             "ssat r12, #22, r3\n",
@@ -375,13 +373,13 @@ unsafe extern "C" fn silu_values(
     to_power: f32,
     one: f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         ".fpu fpv4-sp-d16",
         "push {{r4-r8, lr}}",
         "ldm r2, {{r4-r8}}",
         "2:",
         "vldr s8, [r0]",
-        "vmov s9, s8",
+        "vmul.f32 s9, s8, s0",
         sigmoid_product!(),
         "bne 2b",
         "pop {{r4-r8, pc}}",
@@ -401,7 +399,7 @@ unsafe extern "C" fn gelu_values(
     one: f32,
     cubic: f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         ".fpu fpv4-sp-d16",
         "push {{r4-r8, lr}}",
         "ldm r2, {{r4-r8}}",
@@ -411,6 +409,7 @@ unsafe extern "C" fn gelu_values(
         "vmul.f32 s9, s9, s8",
         "vmul.f32 s9, s9, s2",
         "vadd.f32 s9, s8, s9",
+        "vmul.f32 s9, s9, s0",
         sigmoid_product!(),
         "bne 2b",
         "pop {{r4-r8, pc}}",

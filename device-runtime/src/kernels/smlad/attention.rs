@@ -1,7 +1,5 @@
 //! Attention with SMLAD: two products of 16-bit codes an instruction. Softmax multiplies by SMMUL and SMLAWB.
 
-use core::arch::naked_asm;
-
 use crate::kernels::attention::{BLOCK_KEYS, EXP2_NEG, portable};
 
 #[cfg(not(target_abi = "eabihf"))]
@@ -29,7 +27,7 @@ unsafe extern "C" fn code_groups_of_eight(
     factor: f32,
     magic: f32,
 ) {
-    naked_asm!(
+    dsp_asm!(
         // In a library the assembler is not told of the target's FPU.
         ".fpu fpv4-sp-d16",
         "push {{r4-r10, lr}}",
@@ -125,7 +123,7 @@ macro_rules! new_max {
 /// As `scores_of_many`, with 4 words.
 #[unsafe(naked)]
 unsafe extern "C" fn scores_4(query: *const u32, keys: *const u32, scores: *mut i32, count: usize) -> i32 {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "mov lr, #0x80000000",
         "ldm r0, {{r4-r7}}",
@@ -170,7 +168,7 @@ macro_rules! scores_of_many {
             scores: *mut i32,
             count: usize,
         ) -> i32 {
-            naked_asm!(
+            dsp_asm!(
                 "push {{r4-r11, lr}}",
                 "mov lr, #0x80000000",
                 "2:",
@@ -259,6 +257,18 @@ macro_rules! weight_of {
     };
 }
 
+macro_rules! two_weights {
+    () => {
+        concat!(
+            "ldrd r9, r10, [r0], #8\n",
+            weight_of!("r9"),
+            weight_of!("r10"),
+            "orr r9, r9, r10, lsl #16\n",
+            "str r9, [r1], #4\n",
+        )
+    };
+}
+
 /// Weights of pairs of scores, and their sum.
 ///
 /// # Safety
@@ -272,20 +282,24 @@ unsafe extern "C" fn weights_of(
     slope: i32,
     coefficients: *const [i32; 4],
 ) -> u32 {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r10, lr}}",
         "ldr r4, [sp, #32]",
         "ldr r5, [sp, #36]",
         "ldm r5, {{r5-r8}}",
         "mov lr, #0",
+        "lsrs r2, #1",
+        "bcc 3f",
+        two_weights!(),
+        "3:",
+        "cmp r2, #0",
+        "beq 4f",
         "2:",
-        "ldrd r9, r10, [r0], #8",
-        weight_of!("r9"),
-        weight_of!("r10"),
-        "orr r9, r9, r10, lsl #16",
-        "str r9, [r1], #4",
+        two_weights!(),
+        two_weights!(),
         "subs r2, #1",
         "bne 2b",
+        "4:",
         "mov r0, lr",
         "pop {{r4-r10, pc}}",
     )
@@ -325,7 +339,7 @@ macro_rules! weigh_columns {
             pairs: usize,
             totals: *mut [i32; 8],
         ) {
-            naked_asm!(
+            dsp_asm!(
                 "push {{r3-r11, lr}}",
                 "mov r4, #512",
                 "mov r5, r4",

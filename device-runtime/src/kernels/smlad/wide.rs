@@ -1,7 +1,5 @@
 //! Matrices of 16-bit codes: SMLAD multiplies two of them as they stand.
 
-use core::arch::naked_asm;
-
 /// `x` has a multiple of eight words, at least eight; `w` so many for each of `acc`.
 pub(crate) fn gemv16(w: &[u32], x: &[u32], acc: &mut [i32]) {
     if !acc.is_empty() {
@@ -23,7 +21,7 @@ macro_rules! four_words {
 /// At least one row, of at least one group of eight words.
 #[unsafe(naked)]
 unsafe extern "C" fn rows(w: *const u32, x: *const u32, acc: *mut i32, rows: usize, groups: usize) {
-    naked_asm!(
+    dsp_asm!(
         "push {{r4-r11, lr}}",
         "2:",
         "ldr lr, [sp, #36]",
