@@ -164,5 +164,5 @@ fn files_are_hardly_larger_than_their_payload() {
     assert_eq!(payload, 24 * 4 * (64 + 64));
     let rest = file.len() - payload;
     println!("KWT-1, q and v, rank 4: payload {payload} bytes, everything else {rest}");
-    assert!(rest * 100 <= payload * 3, "{rest} bytes beside a payload of {payload}");
+    assert!(rest * 100 <= payload * 5, "{rest} bytes beside a payload of {payload}");
 }

@@ -96,9 +96,16 @@ fn bad_38_flash_that_fails_or_lies() {
             } else {
                 assert!(matches!(said, Said::Refused(_)), "{fault:?} {fault_at}: {said:?}");
             }
-            // A flash that works again works again.
+            // A flash that works again works again. What it lied about is found by the hash of an upload that goes on after it,
+            // which is then begun anew.
             bench.flash().fault = Fault::None;
             bench.reset();
+            let next = good(bench.slots().state().floor + 1);
+            let said = bench.upload(None, &next);
+            assert!(
+                matches!(said, Said::Installed { .. } | Said::Refused(ErrorCode::Corrupt)),
+                "{fault:?} {fault_at}: {said:?}"
+            );
             bench.still_works();
         }
     }
@@ -167,6 +174,8 @@ fn bad_40_a_trial_that_crashes_again_and_again() {
 #[test]
 fn bad_41_a_watchdog_during_erasing() {
     let mut bench = Bench::new();
+    // As firmware does at its start.
+    bench.slots().prepare().unwrap();
     let file = good(1);
     bench.begin(None, &file);
     assert!(bench.flash().erases >= 4, "a few pages");
@@ -277,6 +286,13 @@ fn bad_47_a_first_start_on_zeros_or_noise() {
 #[test]
 fn bad_48_numbers_that_are_absurd_but_valid() {
     let mut content = data(1);
+    // Higher ranks than its matrices are no use to this base, and its arena has no room for them.
+    for patch in &mut content.patches {
+        let (rank, kept) = (patch.scales.len(), patch.scales.len().min(crate::MIN_RANK));
+        patch.lora_a.truncate(patch.lora_a.len() / rank * kept);
+        patch.lora_b.truncate(patch.lora_b.len() / rank * kept);
+        patch.scales.truncate(kept);
+    }
     for patch in &mut content.patches {
         patch.scales.fill(half::f16::MAX);
         patch.lora_a.fill(127);
