@@ -18,7 +18,6 @@ mod arena;
 mod attention;
 mod engine;
 mod error;
-pub mod kernels;
 mod linear;
 pub mod math;
 pub mod merge;
@@ -35,6 +34,7 @@ pub use error::{Error, Result};
 pub use merge::{MergedType, merged_bytes};
 pub use rankpatch_format::adapter::Adapter;
 pub use rankpatch_format::base::Base;
+pub use rankpatch_kernels as kernels;
 pub use sampler::Sampler;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{Base, Names, Sites, check_scales, count_names};
 use crate::graph::Rows;
 use crate::header::{self, Header};
-use crate::{Error, MAX_RANK, Result};
+use crate::{Error, MAX_RANK, Result, What};
 
 pub use crate::header::{HEADER_BYTES, MAGIC, TRAILER_BYTES};
 
@@ -172,17 +172,17 @@ impl<'a> Preview<'a> {
         // The length has just been checked.
         let content = file.get(..file.len() - TRAILER_BYTES).unwrap_or(&[]);
         let (body, rest) = postcard::take_from_bytes::<Body<'a>>(content.get(HEADER_BYTES..).unwrap_or(&[]))
-            .map_err(|_| Error::Malformed { what: "adapter body" })?;
+            .map_err(|_| Error::Malformed { what: What::AdapterBody })?;
         let end = content.len() - rest.len();
         let (zeros, payload) = rest
             .split_at_checked(end.next_multiple_of(PAYLOAD_ALIGN) - end)
-            .ok_or(Error::Malformed { what: "padding before the payload" })?;
+            .ok_or(Error::Malformed { what: What::Padding })?;
         if zeros.iter().any(|byte| *byte != 0) {
-            return Err(Error::Malformed { what: "padding before the payload" });
+            return Err(Error::Malformed { what: What::Padding });
         }
         if body.task.is_empty() || body.task.len() > MAX_TASK_BYTES {
             return Err(Error::OutOfRange {
-                what: "length of the task name",
+                what: What::TaskNameLength,
                 found: body.task.len() as u32,
                 max: MAX_TASK_BYTES as u32,
             });
@@ -218,7 +218,7 @@ impl<'a> Adapter<'a> {
             return Err(Error::WrongBase { expected: base.id(), found: header.base_id });
         }
         if !body.alpha.is_finite() || body.alpha <= 0.0 {
-            return Err(Error::BadScale { what: "alpha", owner: 0, index: 0, value: body.alpha });
+            return Err(Error::BadScale { what: What::Alpha, owner: 0, index: 0, value: body.alpha });
         }
         let mut entries = Entries(body.sites);
         let mut sites = base.sites();
@@ -241,7 +241,7 @@ impl<'a> Adapter<'a> {
             if rank == 0 || u32::from(rank) > MAX_RANK {
                 return Err(Error::RankOutOfRange { site: found, rank: rank.into(), max: MAX_RANK });
             }
-            check_scales("component", found, f16s(scales))?;
+            check_scales(What::Component, found, f16s(scales))?;
             expected =
                 expected.saturating_add(u32::from(rank) * (site.weight.rows + site.weight.cols) as u32);
             n_patches += 1;
@@ -262,21 +262,21 @@ impl<'a> Adapter<'a> {
         let expected = expected.saturating_add(head_bytes);
         let found = payload.len() as u32;
         if found < expected {
-            return Err(Error::Truncated { what: "adapter payload", expected, found });
+            return Err(Error::Truncated { what: What::AdapterPayload, expected, found });
         }
         if found > expected {
-            return Err(Error::TrailingBytes { what: "adapter payload", expected, found });
+            return Err(Error::TrailingBytes { what: What::AdapterPayload, expected, found });
         }
         if let Some(at) = payload.iter().position(|code| *code == 0x80) {
             return Err(Error::OutOfRange {
-                what: "int8 code (-128 is not a code) at",
+                what: What::CodeAt,
                 found: at as u32,
                 max: 0,
             });
         }
         let (rows, max) = (u32::from(body.self_test.rows), base.manifest().max_rows.min(MAX_SELF_TEST_ROWS));
         if rows == 0 || rows > max {
-            return Err(Error::OutOfRange { what: "rows of the self-test", found: rows, max });
+            return Err(Error::OutOfRange { what: What::SelfTestRows, found: rows, max });
         }
         let head = body.head.map(|info| Head {
             info,
@@ -345,35 +345,35 @@ fn check_head(head: &HeadInfo<'_>, rows: Rows) -> Result<u32> {
     let n_out = (head.scales.len() / 2) as u32;
     if !head.scales.len().is_multiple_of(2) || n_out == 0 || n_out > MAX_HEAD_OUTPUTS {
         return Err(Error::OutOfRange {
-            what: "outputs of the task head",
+            what: What::HeadOutputs,
             found: n_out,
             max: MAX_HEAD_OUTPUTS,
         });
     }
-    check_scales("head row", 0, f16s(head.scales))?;
+    check_scales(What::HeadRow, 0, f16s(head.scales))?;
     let bias = head.bias.len() as u32;
     if bias != 0 && bias != n_out * 4 {
         return Err(Error::ShapeMismatch {
-            what: "bytes of the head's bias",
+            what: What::HeadBiasBytes,
             op: 0,
             expected: n_out * 4,
             found: bias,
         });
     }
     if let Some(at) = f32s(head.bias).position(|value| !value.is_finite()) {
-        return Err(Error::NotFinite { what: "bias of the task head", index: at as u32 });
+        return Err(Error::NotFinite { what: What::HeadBias, index: at as u32 });
     }
-    let labels = count_names(head.labels).ok_or(Error::Malformed { what: "labels of the task head" })?;
+    let labels = count_names(head.labels).ok_or(Error::Malformed { what: What::HeadLabels })?;
     if labels != 0 && labels != n_out {
         return Err(Error::ShapeMismatch {
-            what: "labels of the head",
+            what: What::HeadLabelCount,
             op: 0,
             expected: n_out,
             found: labels,
         });
     }
     if rows == Rows::One && head.pooling == Pooling::Mean {
-        return Err(Error::Malformed { what: "pooling of the task head (the features are one row)" });
+        return Err(Error::Malformed { what: What::Pooling });
     }
     Ok(n_out)
 }
@@ -399,7 +399,7 @@ impl<'a> Entries<'a> {
     /// # Errors
     /// [`Error::Malformed`] if the bytes are no entry.
     pub fn try_next(&mut self) -> Result<Option<Entry<'a>>> {
-        const MALFORMED: Error = Error::Malformed { what: "site entry" };
+        const MALFORMED: Error = Error::Malformed { what: What::SiteEntry };
         if self.0.is_empty() {
             return Ok(None);
         }

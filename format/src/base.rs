@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::graph::{Op, Ops, Rows, Shape, TensorId, TensorShape, ValueId};
 use crate::layout::{Layout, decode_dsp_word};
 use crate::tokenizer::{Tokenizer, TokenizerInfo};
-use crate::{BaseId, Error, MAX_WIDTH, Result, VERSION};
+use crate::{BaseId, Error, MAX_WIDTH, Result, VERSION, What};
 
 /// First bytes of a base image.
 pub const MAGIC: [u8; 3] = *b"RPB";
@@ -210,13 +210,13 @@ impl<'a> Base<'a> {
     /// An [`Error`] that names the first thing found wrong.
     pub fn new(image: &'a [u8]) -> Result<Self> {
         let truncated = |expected: usize, found: usize| Error::Truncated {
-            what: "base image",
+            what: What::BaseImage,
             expected: expected as u32,
             found: found as u32,
         };
         let header = image.first_chunk::<HEADER_BYTES>().ok_or(truncated(HEADER_BYTES, image.len()))?;
         let [[m0, m1, m2, version], length, i0, i1, i2, i3, manifest_len, crc] =
-            words::<8>(header).ok_or(Error::Malformed { what: "base header" })?;
+            words::<8>(header).ok_or(Error::Malformed { what: What::BaseHeader })?;
         if [m0, m1, m2] != MAGIC {
             return Err(Error::BadMagic { expected: MAGIC, found: [m0, m1, m2] });
         }
@@ -226,7 +226,7 @@ impl<'a> Base<'a> {
         let remainder = image.as_ptr().addr() % ALIGN;
         if remainder != 0 {
             return Err(Error::Misaligned {
-                what: "address of the base image",
+                what: What::ImageAddress,
                 expected: ALIGN as u32,
                 found: remainder as u32,
             });
@@ -245,10 +245,10 @@ impl<'a> Base<'a> {
         let manifest_len = u32::from_le_bytes(manifest_len) as usize;
         let manifest = body.get(..manifest_len).ok_or(truncated(manifest_len, body.len()))?;
         let (manifest, rest) = postcard::take_from_bytes::<Manifest<'a>>(manifest)
-            .map_err(|_| Error::Malformed { what: "base manifest" })?;
+            .map_err(|_| Error::Malformed { what: What::BaseManifest })?;
         if !rest.is_empty() {
             return Err(Error::TrailingBytes {
-                what: "base manifest",
+                what: What::BaseManifest,
                 expected: (manifest_len - rest.len()) as u32,
                 found: manifest_len as u32,
             });
@@ -262,11 +262,11 @@ impl<'a> Base<'a> {
         base.check_plan()?;
         base.check_names()?;
         if let Some(info) = manifest.tokenizer {
-            base.in_image("tokenizer section", info.offset, info.len, sections_from)?;
+            base.in_image(What::TokenizerSection, info.offset, info.len, sections_from)?;
             Tokenizer::check(base.section(info.offset, info.len), info)?;
             if !matches!(base.input(), Op::Embedding { .. }) || info.vocab_size != base.vocab_size() {
                 return Err(Error::ShapeMismatch {
-                    what: "vocabulary of the tokenizer",
+                    what: What::Vocabulary,
                     op: 0,
                     expected: base.vocab_size(),
                     found: info.vocab_size,
@@ -276,7 +276,7 @@ impl<'a> Base<'a> {
         Ok(base)
     }
 
-    fn in_image(&self, what: &'static str, offset: u32, len: u32, from: usize) -> Result<()> {
+    fn in_image(&self, what: What, offset: u32, len: u32, from: usize) -> Result<()> {
         let found = offset % ALIGN as u32;
         if found != 0 {
             return Err(Error::Misaligned { what, expected: ALIGN as u32, found });
@@ -291,23 +291,23 @@ impl<'a> Base<'a> {
     fn check_tensors(&self, sections_from: usize) -> Result<()> {
         let (records, rest) = self.manifest.tensors.as_chunks::<TENSOR_RECORD_BYTES>();
         if !rest.is_empty() {
-            return Err(Error::Malformed { what: "tensor directory" });
+            return Err(Error::Malformed { what: What::TensorDirectory });
         }
         let (found, max) = (records.len() as u32, u32::from(u16::MAX));
         if found > max {
-            return Err(Error::OutOfRange { what: "number of tensors", found, max });
+            return Err(Error::OutOfRange { what: What::TensorCount, found, max });
         }
         for (index, record) in records.iter().enumerate() {
-            let info = TensorInfo::from_bytes(*record).ok_or(Error::Malformed { what: "tensor record" })?;
-            for (what, found) in [("rows of a tensor", info.rows), ("columns of a tensor", info.cols)] {
+            let info = TensorInfo::from_bytes(*record).ok_or(Error::Malformed { what: What::TensorRecord })?;
+            for (what, found) in [(What::TensorRows, info.rows), (What::TensorColumns, info.cols)] {
                 if found == 0 || found > MAX_WIDTH {
                     return Err(Error::OutOfRange { what, found, max: MAX_WIDTH });
                 }
             }
-            self.in_image("tensor section", info.offset, info.section_bytes(), sections_from)?;
+            self.in_image(What::TensorSection, info.offset, info.section_bytes(), sections_from)?;
             let owner = index as u16;
             if info.layout.is_some() {
-                check_scales("row", owner, self.matrix(owner).scales.iter().copied())?;
+                check_scales(What::Row, owner, self.matrix(owner).scales.iter().copied())?;
                 let codes = self.matrix(owner).codes;
                 let forbidden = match info.layout {
                     Some(Layout::Dsp4x4) => {
@@ -316,10 +316,10 @@ impl<'a> Base<'a> {
                     _ => codes.contains(&i8::MIN),
                 };
                 if forbidden {
-                    return Err(Error::Malformed { what: "int8 code (-128 is not a code)" });
+                    return Err(Error::Malformed { what: What::Code });
                 }
             } else if let Some(at) = self.floats(owner).iter().position(|x| !x.is_finite()) {
-                return Err(Error::NotFinite { what: "weight", index: at as u32 });
+                return Err(Error::NotFinite { what: What::Weight, index: at as u32 });
             }
         }
         Ok(())
@@ -329,11 +329,11 @@ impl<'a> Base<'a> {
         let manifest = self.manifest;
         let (records, rest) = manifest.values.as_chunks::<VALUE_RECORD_BYTES>();
         if !rest.is_empty() {
-            return Err(Error::Malformed { what: "value directory" });
+            return Err(Error::Malformed { what: What::ValueDirectory });
         }
         for (what, found, max) in [
-            ("rows of a pass", manifest.pass_rows, manifest.max_rows),
-            ("longest sequence", manifest.max_rows, MAX_WIDTH),
+            (What::PassRows, manifest.pass_rows, manifest.max_rows),
+            (What::MaxRows, manifest.max_rows, MAX_WIDTH),
         ] {
             if found == 0 || found > max {
                 return Err(Error::OutOfRange { what, found, max });
@@ -344,11 +344,11 @@ impl<'a> Base<'a> {
         while let Some((index, op)) = ops.try_next()? {
             n_ops = index + 1;
             let record = records.get(usize::from(index)).ok_or(Error::Truncated {
-                what: "value directory",
+                what: What::ValueDirectory,
                 expected: n_ops.into(),
                 found: records.len() as u32,
             })?;
-            let info = ValueInfo::from_bytes(*record).ok_or(Error::Malformed { what: "value record" })?;
+            let info = ValueInfo::from_bytes(*record).ok_or(Error::Malformed { what: What::ValueRecord })?;
             let shape = op.infer(
                 index,
                 |id| self.tensor(id).map(TensorInfo::shape),
@@ -362,7 +362,7 @@ impl<'a> Base<'a> {
             )?;
             if shape != info.shape() {
                 return Err(Error::ShapeMismatch {
-                    what: "width or rows in the arena plan",
+                    what: What::PlannedShape,
                     op: index,
                     expected: shape.width,
                     found: info.width,
@@ -372,7 +372,7 @@ impl<'a> Base<'a> {
                 let expected = shape.rows.count(manifest.max_rows as usize) as u32;
                 let found = self.tensor(table)?.rows;
                 if found < expected {
-                    return Err(Error::ShapeMismatch { what: "positions", op: index, expected, found });
+                    return Err(Error::ShapeMismatch { what: What::Positions, op: index, expected, found });
                 }
             }
             self.streaming &= op.streams();
@@ -380,12 +380,12 @@ impl<'a> Base<'a> {
         }
         if usize::from(n_ops) != records.len() {
             return Err(Error::TrailingBytes {
-                what: "value directory",
+                what: What::ValueDirectory,
                 expected: n_ops.into(),
                 found: records.len() as u32,
             });
         }
-        for (what, id) in [("output", manifest.output), ("features", manifest.features)] {
+        for (what, id) in [(What::Output, manifest.output), (What::Features, manifest.features)] {
             if id >= n_ops {
                 return Err(Error::OutOfRange {
                     what,
@@ -399,14 +399,14 @@ impl<'a> Base<'a> {
         }
         if manifest.features > manifest.output {
             return Err(Error::OutOfRange {
-                what: "features (written before the output)",
+                what: What::FeaturesOrder,
                 found: manifest.features.into(),
                 max: manifest.output.into(),
             });
         }
         if !self.streaming && manifest.pass_rows != manifest.max_rows {
             return Err(Error::ShapeMismatch {
-                what: "rows of a pass (the whole sequence)",
+                what: What::WholePass,
                 op: 0,
                 expected: manifest.max_rows,
                 found: manifest.pass_rows,
@@ -444,11 +444,11 @@ impl<'a> Base<'a> {
     fn check_place(&self, info: &ValueInfo, bytes: u32) -> Result<()> {
         let found = info.offset % ALIGN as u32;
         if found != 0 {
-            return Err(Error::Misaligned { what: "value", expected: ALIGN as u32, found });
+            return Err(Error::Misaligned { what: What::Value, expected: ALIGN as u32, found });
         }
         let (end, max) = (info.offset.saturating_add(bytes), self.manifest.values_bytes);
         if end > max {
-            return Err(Error::OutOfRange { what: "end of a value in the arena", found: end, max });
+            return Err(Error::OutOfRange { what: What::ValueEnd, found: end, max });
         }
         Ok(())
     }
@@ -456,21 +456,21 @@ impl<'a> Base<'a> {
     fn check_names(&self) -> Result<()> {
         let (found, max) = (self.manifest.name.len() as u32, MAX_NAME_BYTES as u32);
         if found > max {
-            return Err(Error::OutOfRange { what: "length of the base's name", found, max });
+            return Err(Error::OutOfRange { what: What::BaseNameLength, found, max });
         }
-        let sites = count_names(self.manifest.sites).ok_or(Error::Malformed { what: "site names" })?;
+        let sites = count_names(self.manifest.sites).ok_or(Error::Malformed { what: What::SiteNames })?;
         if sites != u32::from(self.n_sites) {
             return Err(Error::ShapeMismatch {
-                what: "number of site names",
+                what: What::SiteNameCount,
                 op: 0,
                 expected: self.n_sites.into(),
                 found: sites,
             });
         }
-        let labels = count_names(self.manifest.labels).ok_or(Error::Malformed { what: "labels" })?;
+        let labels = count_names(self.manifest.labels).ok_or(Error::Malformed { what: What::Labels })?;
         let expected = self.value(self.manifest.output).width;
         if labels != 0 && labels != expected {
-            return Err(Error::ShapeMismatch { what: "number of labels", op: 0, expected, found: labels });
+            return Err(Error::ShapeMismatch { what: What::LabelCount, op: 0, expected, found: labels });
         }
         Ok(())
     }
@@ -546,7 +546,7 @@ impl<'a> Base<'a> {
         let records = self.manifest.tensors.as_chunks::<TENSOR_RECORD_BYTES>().0;
         records.get(usize::from(id)).and_then(|record| TensorInfo::from_bytes(*record)).ok_or(
             Error::OutOfRange {
-                what: "tensor index",
+                what: What::TensorIndex,
                 found: id.into(),
                 max: records.len().saturating_sub(1) as u32,
             },
@@ -663,7 +663,7 @@ pub(crate) fn count_names(bytes: &[u8]) -> Option<u32> {
 }
 
 /// Refuses scales that are not positive, finite, normal numbers.
-pub(crate) fn check_scales(what: &'static str, owner: u16, scales: impl Iterator<Item = f32>) -> Result<()> {
+pub(crate) fn check_scales(what: What, owner: u16, scales: impl Iterator<Item = f32>) -> Result<()> {
     for (index, value) in scales.enumerate() {
         if !(value.is_normal() && value > 0.0) {
             return Err(Error::BadScale { what, owner, index: index as u32, value });

@@ -1,7 +1,7 @@
 //! The one error type of this crate. It carries numbers and static names only, so that a device can build it without
 //! an allocator and send it on.
 
-use crate::BaseId;
+use crate::{BaseId, What};
 
 /// What a reader or writer refuses, with what it expected and what it found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,7 +10,7 @@ pub enum Error {
     /// The file or section ends too early.
     Truncated {
         /// What was being read.
-        what: &'static str,
+        what: What,
         /// Bytes needed.
         expected: u32,
         /// Bytes present.
@@ -19,7 +19,7 @@ pub enum Error {
     /// Bytes follow the end that the file states.
     TrailingBytes {
         /// What was being read.
-        what: &'static str,
+        what: What,
         /// Bytes stated.
         expected: u32,
         /// Bytes present.
@@ -49,7 +49,7 @@ pub enum Error {
     /// A field cannot be decoded.
     Malformed {
         /// The field.
-        what: &'static str,
+        what: What,
     },
     /// The adapter was made for another base.
     WrongBase {
@@ -70,7 +70,7 @@ pub enum Error {
     /// A scale is not a positive, finite, normal number.
     BadScale {
         /// Which scales.
-        what: &'static str,
+        what: What,
         /// Index of the site or tensor.
         owner: u16,
         /// Index within it.
@@ -81,7 +81,7 @@ pub enum Error {
     /// A number that must be finite is not.
     NotFinite {
         /// Which numbers.
-        what: &'static str,
+        what: What,
         /// Index within them.
         index: u32,
     },
@@ -109,7 +109,7 @@ pub enum Error {
     /// An index or a size is outside its range.
     OutOfRange {
         /// What.
-        what: &'static str,
+        what: What,
         /// The value found.
         found: u32,
         /// The highest value allowed.
@@ -118,7 +118,7 @@ pub enum Error {
     /// Two shapes that must agree do not.
     ShapeMismatch {
         /// Which sizes.
-        what: &'static str,
+        what: What,
         /// Index of the operator or site.
         op: u16,
         /// Size expected.
@@ -129,7 +129,7 @@ pub enum Error {
     /// A section or buffer does not lie on the boundary it needs.
     Misaligned {
         /// What.
-        what: &'static str,
+        what: What,
         /// Alignment needed, in bytes.
         expected: u32,
         /// Address or offset modulo that alignment.
@@ -145,7 +145,7 @@ pub enum Error {
     /// A buffer of the caller is too small.
     BufferTooSmall {
         /// Which buffer.
-        what: &'static str,
+        what: What,
         /// Bytes needed.
         expected: u32,
         /// Bytes given.

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, MAX_WIDTH, Result};
+use crate::{Error, MAX_WIDTH, Result, What};
 
 /// Index of a value, which is the index of the operator that writes it.
 pub type ValueId = u16;
@@ -277,7 +277,7 @@ impl Op {
                 value(id)
             } else {
                 Err(Error::OutOfRange {
-                    what: "value read by an operator",
+                    what: What::ValueRead,
                     found: id.into(),
                     max: index.saturating_sub(1).into(),
                 })
@@ -286,16 +286,16 @@ impl Op {
         let vector = |id: TensorId, width: u32| {
             let t = tensor(id)?;
             if t.quantized || t.rows != 1 {
-                return mismatch(index, "kind of a vector tensor (f32, one row)", 1, t.rows);
+                return mismatch(index, What::VectorKind, 1, t.rows);
             }
-            if t.cols == width { Ok(()) } else { mismatch(index, "length of a vector tensor", width, t.cols) }
+            if t.cols == width { Ok(()) } else { mismatch(index, What::VectorLength, width, t.cols) }
         };
         let matrix = |id: TensorId| {
             let t = tensor(id)?;
-            if t.quantized { Ok(t) } else { mismatch(index, "kind of a weight (int8 matrix)", 1, 0) }
+            if t.quantized { Ok(t) } else { mismatch(index, What::WeightKind, 1, 0) }
         };
         if matches!(self, Self::Embedding { .. } | Self::Features { .. }) != (index == 0) {
-            return Err(Error::Malformed { what: "graph: the first operator, and only that, is an input" });
+            return Err(Error::Malformed { what: What::InputOperator });
         }
         let positive = |what, eps: f32| {
             if eps.is_finite() && eps > 0.0 {
@@ -312,7 +312,7 @@ impl Op {
             Self::Linear { input, weight, bias } => {
                 let (x, w) = (read(input)?, matrix(weight)?);
                 if w.cols != x.width {
-                    return mismatch(index, "in_features", x.width, w.cols);
+                    return mismatch(index, What::InFeatures, x.width, w.cols);
                 }
                 bias.map_or(Ok(()), |bias| vector(bias, w.rows))?;
                 Shape { rows: x.rows, width: w.rows }
@@ -320,14 +320,14 @@ impl Op {
             Self::RmsNorm { input, weight, eps } => {
                 let x = read(input)?;
                 vector(weight, x.width)?;
-                positive("eps", eps)?;
+                positive(What::Eps, eps)?;
                 x
             }
             Self::LayerNorm { input, weight, bias, eps } => {
                 let x = read(input)?;
                 vector(weight, x.width)?;
                 vector(bias, x.width)?;
-                positive("eps", eps)?;
+                positive(What::Eps, eps)?;
                 x
             }
             Self::Rope { input, inv_freq } => {
@@ -335,14 +335,14 @@ impl Op {
                 vector(inv_freq, freq.cols)?;
                 let head_size = freq.cols.saturating_mul(2);
                 if x.width.checked_rem(head_size) != Some(0) {
-                    return mismatch(index, "width (a multiple of head_size)", head_size, x.width);
+                    return mismatch(index, What::RopeWidth, head_size, x.width);
                 }
                 x
             }
             Self::AddPosition { input, table } => {
                 let (x, t) = (read(input)?, tensor(table)?);
                 if t.quantized || t.cols != x.width {
-                    return mismatch(index, "width of a position table", x.width, t.cols);
+                    return mismatch(index, What::PositionTableWidth, x.width, t.cols);
                 }
                 x
             }
@@ -352,28 +352,28 @@ impl Op {
                 if n_heads.checked_rem(n_kv_heads) != Some(0) || q.width.checked_rem(n_heads) != Some(0) {
                     return mismatch(
                         index,
-                        "n_heads (a multiple of n_kv_heads, a divisor of the width)",
+                        What::Heads,
                         n_kv_heads,
                         n_heads,
                     );
                 }
                 let expected = q.width / n_heads * n_kv_heads;
-                for (what, x) in [("width of k", k), ("width of v", v)] {
+                for (what, x) in [(What::KeyWidth, k), (What::ValueHeadWidth, v)] {
                     if x.width != expected {
                         return mismatch(index, what, expected, x.width);
                     }
                     if x.rows != q.rows {
-                        return mismatch(index, "rows of q, k and v", 0, 1);
+                        return mismatch(index, What::AttentionRows, 0, 1);
                     }
                 }
-                positive("attention", scale)?;
+                positive(What::AttentionScale, scale)?;
                 q
             }
             Self::Silu { input } | Self::Gelu { input } => read(input)?,
             Self::Add { a, b } | Self::Mul { a, b } => {
                 let (a, b) = (read(a)?, read(b)?);
                 if a.width != b.width || a.rows != b.rows {
-                    return mismatch(index, "width or rows of b", a.width, b.width);
+                    return mismatch(index, What::OperandShape, a.width, b.width);
                 }
                 a
             }
@@ -389,7 +389,7 @@ impl Op {
                     Rows::Tokens { extra } if extra < u8::MAX => {
                         Shape { rows: Rows::Tokens { extra: extra + 1 }, width: x.width }
                     }
-                    _ => return mismatch(index, "rows before a prepended token", 0, 1),
+                    _ => return mismatch(index, What::PrependedRows, 0, 1),
                 }
             }
             Self::SelectRow { input, row } => {
@@ -400,20 +400,20 @@ impl Op {
                     Rows::One => 0,
                 };
                 if row > max {
-                    return Err(Error::OutOfRange { what: "selected row", found: row, max });
+                    return Err(Error::OutOfRange { what: What::SelectedRow, found: row, max });
                 }
                 Shape { rows: Rows::One, width: x.width }
             }
             Self::MeanPool { input } => Shape { rows: Rows::One, width: read(input)?.width },
         };
         if shape.width == 0 || shape.width > MAX_WIDTH {
-            return Err(Error::OutOfRange { what: "width of a value", found: shape.width, max: MAX_WIDTH });
+            return Err(Error::OutOfRange { what: What::ValueWidth, found: shape.width, max: MAX_WIDTH });
         }
         Ok(shape)
     }
 }
 
-fn mismatch<T>(op: u16, what: &'static str, expected: u32, found: u32) -> Result<T> {
+fn mismatch<T>(op: u16, what: What, expected: u32, found: u32) -> Result<T> {
     Err(Error::ShapeMismatch { what, op, expected, found })
 }
 
@@ -440,11 +440,11 @@ impl<'a> Ops<'a> {
             return Ok(None);
         }
         let (op, rest) =
-            postcard::take_from_bytes(self.bytes).map_err(|_| Error::Malformed { what: "operator" })?;
+            postcard::take_from_bytes(self.bytes).map_err(|_| Error::Malformed { what: What::Operator })?;
         let index = self.index;
         self.bytes = rest;
         self.index = index.checked_add(1).ok_or(Error::OutOfRange {
-            what: "number of operators",
+            what: What::OperatorCount,
             found: u16::MAX.into(),
             max: u32::from(u16::MAX) - 1,
         })?;

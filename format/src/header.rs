@@ -5,7 +5,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{BaseId, Error, Result, VERSION};
+use crate::{BaseId, Error, Result, VERSION, What};
 
 /// First bytes of an adapter file.
 pub const MAGIC: [u8; 3] = *b"RPA";
@@ -100,7 +100,7 @@ impl Header {
     /// length, [`Error::Malformed`] for a reserved field, [`Error::OutOfRange`] for a step limit outside its range and
     /// [`Error::Truncated`] for a stated length that leaves no room for a body.
     pub fn new(file: &[u8]) -> Result<Self> {
-        const WHAT: &str = "adapter file";
+        const WHAT: What = What::AdapterFile;
         let truncated = |expected: usize, found: usize| Error::Truncated {
             what: WHAT,
             expected: expected as u32,
@@ -117,7 +117,7 @@ impl Header {
         let length = u16::from_le_bytes([l0, l1]);
         if usize::from(length) != HEADER_BYTES {
             return Err(Error::ShapeMismatch {
-                what: "header length",
+                what: What::HeaderLength,
                 op: 0,
                 expected: HEADER_BYTES as u32,
                 found: length.into(),
@@ -125,7 +125,7 @@ impl Header {
         }
         let word = |at: usize| u32::from_le_bytes(field(header, at));
         if [f0, f1] != [0; 2] || word(28) != 0 {
-            return Err(Error::Malformed { what: "reserved field of the header (it must be zero)" });
+            return Err(Error::Malformed { what: What::Reserved });
         }
         let header = Self {
             file_bytes: word(8),
@@ -137,7 +137,7 @@ impl Header {
         };
         if header.step_limit == 0 || header.step_limit > MAX_STEP_LIMIT {
             return Err(Error::OutOfRange {
-                what: "step limit (from 1)",
+                what: What::StepLimit,
                 found: header.step_limit,
                 max: MAX_STEP_LIMIT,
             });
@@ -186,7 +186,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 /// [`Error::Truncated`].
 pub fn split_signature(file: &[u8]) -> Result<(&[u8], &Signature)> {
     file.split_last_chunk().ok_or(Error::Truncated {
-        what: "adapter file",
+        what: What::AdapterFile,
         expected: (HEADER_BYTES + TRAILER_BYTES) as u32,
         found: file.len() as u32,
     })
@@ -198,7 +198,7 @@ pub fn split_signature(file: &[u8]) -> Result<(&[u8], &Signature)> {
 /// # Errors
 /// As [`Header::new`]; [`Error::Truncated`], [`Error::TrailingBytes`], [`Error::Corrupt`], [`Error::Malformed`].
 pub fn check(file: &[u8]) -> Result<Header> {
-    const WHAT: &str = "adapter file";
+    const WHAT: What = What::AdapterFile;
     let header = Header::new(file)?;
     let (expected, found) = (header.file_bytes, file.len() as u32);
     if found < expected {
@@ -214,7 +214,7 @@ pub fn check(file: &[u8]) -> Result<Header> {
         return Err(Error::Corrupt { expected, found });
     }
     if !header.is_signed() && *signature != [0; SIGNATURE_BYTES] {
-        return Err(Error::Malformed { what: "signature (the header names no key)" });
+        return Err(Error::Malformed { what: What::Signature });
     }
     Ok(header)
 }
@@ -225,7 +225,7 @@ pub fn check(file: &[u8]) -> Result<Header> {
 /// [`Error::Truncated`] if there is no room for header and trailer.
 pub fn set_header(file: &mut [u8], header: &Header) -> Result<()> {
     let (len, least) = (file.len(), HEADER_BYTES + TRAILER_BYTES);
-    let truncated = Error::Truncated { what: "adapter file", expected: least as u32, found: len as u32 };
+    let truncated = Error::Truncated { what: What::AdapterFile, expected: least as u32, found: len as u32 };
     if len < least {
         return Err(truncated);
     }
@@ -242,7 +242,7 @@ pub fn set_header(file: &mut [u8], header: &Header) -> Result<()> {
 pub fn set_signature(file: &mut [u8], signature: &Signature) -> Result<()> {
     let found = file.len() as u32;
     let (_, to) = file.split_last_chunk_mut::<SIGNATURE_BYTES>().ok_or(Error::Truncated {
-        what: "adapter file",
+        what: What::AdapterFile,
         expected: (HEADER_BYTES + TRAILER_BYTES) as u32,
         found,
     })?;

@@ -71,38 +71,54 @@ impl Layout {
         }
     }
 
-    /// Reads the codes of one row: the inverse of [`Layout::write_row`].
+    /// Reads the codes of one row: the inverse of [`Layout::write_row`]. `codes` is `[cols]`.
     pub fn read_row(self, image: &[i8], cols: usize, row: usize, codes: &mut [i8]) {
-        match self {
-            Self::RowMajor => {
-                let Some(source) = image.get(row * cols..row * cols + cols) else { return };
-                codes.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
-            }
-            Self::Dsp4x4 => {
-                let blocks = cols.div_ceil(4);
-                let words = image.chunks_exact(4).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
-                for (word, group) in words.zip(codes.chunks_mut(4)).take(blocks) {
-                    let Ok(word) = word.try_into() else { continue };
-                    let decoded = decode_dsp_word(word);
-                    group.iter_mut().zip(decoded).for_each(|(to, from)| *to = from);
-                }
-            }
-            Self::Mve4x16 => {
-                let blocks = cols.div_ceil(16);
-                let vectors = image.chunks_exact(16).skip((row / 4) * blocks * 4 + row % 4).step_by(4);
-                for (vector, group) in vectors.zip(codes.chunks_mut(16)).take(blocks) {
-                    group.iter_mut().zip(vector).for_each(|(to, from)| *to = *from);
-                }
+        let (first, width, step) = self.groups(cols, row);
+        let sources = image.get(first..).unwrap_or(&[]).chunks(step.max(1));
+        for (group, source) in codes.chunks_mut(width.max(1)).zip(sources) {
+            group.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
+        }
+        if self == Self::Dsp4x4 {
+            for pair in codes.as_chunks_mut().0 {
+                *pair = decode_dsp_half(*pair);
             }
         }
     }
+
+    /// The code at `row`, `col` of a matrix of `cols` columns; 0 outside of it.
+    pub fn code(self, image: &[i8], cols: usize, row: usize, col: usize) -> i8 {
+        let (first, width, step) = self.groups(cols, row);
+        let width = width.max(1);
+        let at = first + col / width * step + col % width;
+        let byte = |at: usize| image.get(at).copied().unwrap_or(0);
+        match self {
+            Self::Dsp4x4 if !col.is_multiple_of(2) => decode_dsp_half([byte(at - 1), byte(at)])[1],
+            _ => byte(at),
+        }
+    }
+
+    /// Where the codes of `row` lie: the first of them, how many lie in a row, and how far it is to the next ones.
+    fn groups(self, cols: usize, row: usize) -> (usize, usize, usize) {
+        let width = match self {
+            Self::RowMajor => return (row * cols, cols, cols),
+            Self::Dsp4x4 => 4,
+            Self::Mve4x16 => 16,
+        };
+        ((row / 4 * cols.div_ceil(width) * 4 + row % 4) * width, width, 4 * width)
+    }
+}
+
+/// Two codes of [`Layout::Dsp4x4`] from a half of a word: a negative low byte borrowed one from the high byte.
+#[inline]
+fn decode_dsp_half([low, high]: [i8; 2]) -> [i8; 2] {
+    [low, high.wrapping_sub(low >> 7)]
 }
 
 /// The four codes of a word of [`Layout::Dsp4x4`].
 #[inline]
 pub fn decode_dsp_word([b0, b1, b2, b3]: [i8; 4]) -> [i8; 4] {
-    // A negative low byte borrowed one from the high byte.
-    [b0, b1.wrapping_sub(b0 >> 7), b2, b3.wrapping_sub(b2 >> 7)]
+    let ([b0, b1], [b2, b3]) = (decode_dsp_half([b0, b1]), decode_dsp_half([b2, b3]));
+    [b0, b1, b2, b3]
 }
 
 #[cfg(test)]

@@ -36,11 +36,13 @@ pub mod link;
 #[cfg(feature = "alloc")]
 pub mod plan;
 pub mod tokenizer;
+mod what;
 #[cfg(feature = "alloc")]
 pub mod write;
 
 pub use error::{Error, Result};
 pub use header::{KeyId, ProductId};
+pub use what::What;
 
 /// The version of every file and message of this crate. Readers refuse any other.
 pub const VERSION: u8 = 1;

@@ -19,7 +19,7 @@ use crate::layout::Layout;
 use crate::link::tests::frame;
 use crate::link::{Request, Response};
 use crate::write::{AdapterData, Network, Tensor};
-use crate::{BaseId, Error, KeyId, ProductId};
+use crate::{BaseId, Error, KeyId, ProductId, What};
 
 fn image(network: &Network, layout: Layout) -> Aligned {
     Aligned::new(&network.write(layout, 4).unwrap())
@@ -218,29 +218,29 @@ fn senseless_networks_are_refused() {
     };
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, -0.5, 1e-40] {
         let error = base_error(scale(value));
-        assert!(matches!(error, Error::BadScale { what: "row", index: 2, .. }), "{value}: {error}");
+        assert!(matches!(error, Error::BadScale { what: What::Row, index: 2, .. }), "{value}: {error}");
     }
     let weight = |network: &mut Network| {
         let Tensor::Floats { data, .. } = &mut network.tensors[0] else { unreachable!() };
         data[4] = f32::NAN;
     };
-    assert_eq!(base_error(weight), Error::NotFinite { what: "weight", index: 4 });
-    assert!(matches!(base_error(|n| n.output = 999), Error::OutOfRange { what: "output", .. }));
+    assert_eq!(base_error(weight), Error::NotFinite { what: What::Weight, index: 4 });
+    assert!(matches!(base_error(|n| n.output = 999), Error::OutOfRange { what: What::Output, .. }));
     assert!(matches!(
         base_error(|n| {
             n.site_names.pop();
         }),
-        Error::ShapeMismatch { what: "number of site names", .. }
+        Error::ShapeMismatch { what: What::SiteNameCount, .. }
     ));
     assert!(matches!(
         base_error(|n| {
             n.labels.pop();
         }),
-        Error::ShapeMismatch { what: "number of labels", .. }
+        Error::ShapeMismatch { what: What::LabelCount, .. }
     ));
     assert!(matches!(base_error(|n| n.ops[2] = Op::Silu { input: 2 }), Error::OutOfRange { .. }));
     assert!(matches!(base_error(|n| n.ops[1] = n.ops[0]), Error::Malformed { .. }));
-    assert!(matches!(base_error(|n| n.max_rows = 14), Error::ShapeMismatch { what: "positions", .. }));
+    assert!(matches!(base_error(|n| n.max_rows = 14), Error::ShapeMismatch { what: What::Positions, .. }));
     let narrow = |network: &mut Network| {
         let Tensor::Codes { cols, codes, .. } = &mut network.tensors[1] else { unreachable!() };
         *cols = 8;
@@ -248,7 +248,7 @@ fn senseless_networks_are_refused() {
     };
     assert!(matches!(
         base_error(narrow),
-        Error::ShapeMismatch { what: "in_features", expected: 9, found: 8, .. }
+        Error::ShapeMismatch { what: What::InFeatures, expected: 9, found: 8, .. }
     ));
     let float_matrix = |network: &mut Network| {
         network.tensors[1] = Tensor::Matrix { rows: 15, cols: 9, data: vec![0.0; 135] };
@@ -306,7 +306,7 @@ fn senseless_adapters_are_refused_each_with_its_own_error() {
     for value in [f32::NAN, f32::INFINITY, 0.0, -0.25] {
         let error = adapter_error(|a| a.patches[2].scales[3] = f16(value));
         assert!(
-            matches!(error, Error::BadScale { what: "component", owner: 5, index: 3, .. }),
+            matches!(error, Error::BadScale { what: What::Component, owner: 5, index: 3, .. }),
             "{value}: {error}"
         );
     }
@@ -324,21 +324,21 @@ fn senseless_adapters_are_refused_each_with_its_own_error() {
         adapter_error(|a| {
             a.patches[0].lora_a.pop();
         }),
-        Error::Truncated { what: "adapter payload", .. }
+        Error::Truncated { what: What::AdapterPayload, .. }
     ));
     assert!(matches!(
         adapter_error(|a| a.patches[0].lora_a.push(1)),
-        Error::TrailingBytes { what: "adapter payload", .. }
+        Error::TrailingBytes { what: What::AdapterPayload, .. }
     ));
     assert!(matches!(adapter_error(|a| a.patches[0].lora_a[2] = -128), Error::OutOfRange { .. }));
     for value in [0.0, -1.0, f32::NAN] {
-        assert!(matches!(adapter_error(|a| a.alpha = value), Error::BadScale { what: "alpha", .. }));
+        assert!(matches!(adapter_error(|a| a.alpha = value), Error::BadScale { what: What::Alpha, .. }));
     }
     assert!(matches!(adapter_error(|a| a.task.clear()), Error::OutOfRange { .. }));
     assert!(matches!(adapter_error(|a| a.self_test.rows = 0), Error::OutOfRange { .. }));
     assert!(matches!(adapter_error(|a| a.self_test.rows = 25), Error::OutOfRange { found: 25, max: 24, .. }));
     let head = |change: fn(&mut crate::write::HeadData)| adapter_error(|a| change(a.head.as_mut().unwrap()));
-    assert!(matches!(head(|h| h.scales[1] = half::f16::NAN), Error::BadScale { what: "head row", .. }));
+    assert!(matches!(head(|h| h.scales[1] = half::f16::NAN), Error::BadScale { what: What::HeadRow, .. }));
     assert!(matches!(head(|h| h.bias[1] = f32::NAN), Error::NotFinite { .. }));
     assert!(matches!(head(|h| h.bias.truncate(3)), Error::ShapeMismatch { .. }));
     assert!(matches!(head(|h| h.labels.truncate(3)), Error::ShapeMismatch { .. }));
@@ -368,7 +368,7 @@ fn truncated_flipped_and_lengthened_adapters_are_refused() {
         file[bit / 8] ^= 1 << (bit % 8);
     }
     file.push(0);
-    assert!(matches!(Adapter::new(&file, &base), Err(Error::TrailingBytes { what: "adapter file", .. })));
+    assert!(matches!(Adapter::new(&file, &base), Err(Error::TrailingBytes { what: What::AdapterFile, .. })));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, What};
 
 /// Longest piece, in bytes: one fits into a message.
 pub const MAX_PIECE_BYTES: u32 = 256;
@@ -65,12 +65,12 @@ impl<'a> Tokenizer<'a> {
 
     /// Checks the section: lengths agree, ends ascend, ids and scores are valid, the order is sorted.
     pub(crate) fn check(section: &'a [u8], info: TokenizerInfo) -> Result<()> {
-        let malformed = Err(Error::Malformed { what: "tokenizer section" });
+        let malformed = Err(Error::Malformed { what: What::TokenizerSection });
         let Some(this) = Self::parts(section, info) else { return malformed };
         let max = info.vocab_size.saturating_sub(1);
         let last_byte = u32::from(info.byte_base) + 255;
         for (what, found) in
-            [("bos id", info.bos.into()), ("eos id", info.eos.into()), ("id of byte 255", last_byte)]
+            [(What::BosId, info.bos.into()), (What::EosId, info.eos.into()), (What::LastByteId, last_byte)]
         {
             if found > max {
                 return Err(Error::OutOfRange { what, found, max });
@@ -78,18 +78,18 @@ impl<'a> Tokenizer<'a> {
         }
         if info.vocab_size > u32::from(u16::MAX) {
             return Err(Error::OutOfRange {
-                what: "vocabulary of a tokenizer",
+                what: What::VocabularySize,
                 found: info.vocab_size,
                 max: u16::MAX.into(),
             });
         }
         if let Some(at) = this.scores.iter().position(|score| !score.is_finite()) {
-            return Err(Error::NotFinite { what: "token score", index: at as u32 });
+            return Err(Error::NotFinite { what: What::TokenScore, index: at as u32 });
         }
         let longest = (0..info.vocab_size as u16).map(|id| this.piece(id).len()).max().unwrap_or(0) as u32;
         if longest > MAX_PIECE_BYTES {
             return Err(Error::OutOfRange {
-                what: "length of a piece",
+                what: What::PieceLength,
                 found: longest,
                 max: MAX_PIECE_BYTES,
             });
@@ -153,7 +153,7 @@ impl<'a> Tokenizer<'a> {
         let mut len = 0;
         let mut push = |id: u16| {
             let slot = tokens.get_mut(len).ok_or(Error::BufferTooSmall {
-                what: "token buffer",
+                what: What::TokenBuffer,
                 expected: (text.len() + 2) as u32,
                 found,
             })?;

@@ -18,7 +18,7 @@ use crate::header::{self, Header, KeyId, ProductId};
 use crate::layout::Layout;
 use crate::plan::plan;
 use crate::tokenizer::TokenizerInfo;
-use crate::{BaseId, Error, Result, VERSION};
+use crate::{BaseId, Error, Result, VERSION, What};
 
 /// A tensor of a network on the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,10 +147,10 @@ impl Network {
                 index,
                 |id| {
                     let tensor = self.tensors.get(usize::from(id));
-                    tensor.map(Tensor::shape).ok_or(out_of_range("tensor index", id, self.tensors.len()))
+                    tensor.map(Tensor::shape).ok_or(out_of_range(What::TensorIndex, id, self.tensors.len()))
                 },
                 |id| {
-                    shapes.get(usize::from(id)).copied().ok_or(out_of_range("value index", id, shapes.len()))
+                    shapes.get(usize::from(id)).copied().ok_or(out_of_range(What::ValueIndex, id, shapes.len()))
                 },
             )?;
             shapes.push(shape);
@@ -256,7 +256,7 @@ impl Network {
                 tokenizer,
             };
             let manifest =
-                postcard::to_allocvec(&manifest).map_err(|_| Error::Malformed { what: "base manifest" })?;
+                postcard::to_allocvec(&manifest).map_err(|_| Error::Malformed { what: What::BaseManifest })?;
             if manifest.len() > manifest_room {
                 manifest_room = manifest.len();
                 continue;
@@ -350,9 +350,9 @@ fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout) -> Result<Tensor
             }
         }
         Tensor::Matrix { .. } => {
-            return Err(Error::Malformed { what: "tensor: the matrix is not quantized" });
+            return Err(Error::Malformed { what: What::Unquantized });
         }
-        _ => return Err(Error::Malformed { what: "tensor: its data does not have the stated size" }),
+        _ => return Err(Error::Malformed { what: What::TensorData }),
     }
     image.resize(image.len().next_multiple_of(ALIGN), 0);
     Ok(info)
@@ -414,7 +414,7 @@ impl AdapterData {
         let mut sites = Vec::new();
         for patch in &self.patches {
             let entry = postcard::to_allocvec(&(patch.site, patch.scales.len() as u16));
-            sites.extend(entry.map_err(|_| Error::Malformed { what: "site entry" })?);
+            sites.extend(entry.map_err(|_| Error::Malformed { what: What::SiteEntry })?);
             patch.scales.iter().for_each(|scale| sites.extend(scale.to_le_bytes()));
         }
         let head = self.head.as_ref().map(|head| {
@@ -436,7 +436,7 @@ impl AdapterData {
             self_test: self.self_test,
         };
         let mut file = vec![0; header::HEADER_BYTES];
-        file.extend(postcard::to_allocvec(&body).map_err(|_| Error::Malformed { what: "adapter body" })?);
+        file.extend(postcard::to_allocvec(&body).map_err(|_| Error::Malformed { what: What::AdapterBody })?);
         file.resize(file.len().next_multiple_of(adapter::PAYLOAD_ALIGN), 0);
         for patch in &self.patches {
             file.extend_from_slice(bytemuck::cast_slice(&patch.lora_a));

@@ -19,8 +19,8 @@ pub fn fail() -> ! {
     exit(false)
 }
 
-#[panic_handler]
-fn panic(info: &PanicInfo) -> ! {
+/// Logs a panic and ends the emulator: for [`crate::log_panics`].
+pub fn panicked(info: &PanicInfo<'_>) -> ! {
     cortex_m::interrupt::disable();
     match (info.message().as_str(), info.location()) {
         // Formatting costs several kilobytes of flash, so only what is at hand is said.

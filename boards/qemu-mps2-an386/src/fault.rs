@@ -24,8 +24,8 @@ fn end(status: debug::ExitStatus) -> ! {
     }
 }
 
-#[panic_handler]
-fn panic(info: &PanicInfo) -> ! {
+/// Logs a panic and ends the emulator: for [`crate::log_panics`].
+pub fn panicked(info: &PanicInfo<'_>) -> ! {
     cortex_m::interrupt::disable();
     defmt::error!("{}", defmt::Display2Format(info));
     fail()

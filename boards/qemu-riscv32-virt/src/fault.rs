@@ -16,8 +16,8 @@ pub fn fail() -> ! {
     exit(false)
 }
 
-#[panic_handler]
-fn panic(info: &PanicInfo) -> ! {
+/// Logs a panic and ends the emulator: for [`crate::log_panics`].
+pub fn panicked(info: &PanicInfo<'_>) -> ! {
     riscv::interrupt::disable();
     defmt::error!("{}", defmt::Display2Format(info));
     fail()

@@ -4,7 +4,7 @@ use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_FRAME_BYTES, VERSION};
-use crate::{Error, Result};
+use crate::{Error, Result, What};
 
 const OVERHEAD_BYTES: usize = 2 + 4;
 /// Longest run of bytes without a zero that one COBS code byte can announce.
@@ -95,7 +95,7 @@ fn write(id: u8, message: &impl Serialize, sink: &mut dyn FnMut(&[u8])) -> Resul
     let mut flavor = Sink { stuffer: &mut stuffer, crc: crate::CRC.digest() };
     let written = flavor.try_extend(&[VERSION, id]);
     let crc = written.and_then(|()| postcard::serialize_with_flavor(message, flavor));
-    let crc = crc.map_err(|_| Error::Malformed { what: "message" })?;
+    let crc = crc.map_err(|_| Error::Malformed { what: What::Message })?;
     crc.to_le_bytes().into_iter().for_each(|byte| stuffer.push(byte));
     Ok(stuffer.end())
 }
@@ -114,7 +114,7 @@ pub fn encode<'f>(id: u8, message: &impl Serialize, frame: &'f mut [u8]) -> Resu
         len += bytes.len();
     })?;
     let too_small =
-        Error::BufferTooSmall { what: "frame buffer", expected: expected as u32, found: found as u32 };
+        Error::BufferTooSmall { what: What::FrameBuffer, expected: expected as u32, found: found as u32 };
     frame.get(..expected).ok_or(too_small)
 }
 
@@ -125,7 +125,7 @@ pub fn encode<'f>(id: u8, message: &impl Serialize, frame: &'f mut [u8]) -> Resu
 /// [`Error::TrailingBytes`].
 pub fn decode<'a, M: Deserialize<'a>>(message: &'a [u8]) -> Result<(u8, M)> {
     let (content, crc) = message.split_last_chunk::<4>().ok_or(Error::Truncated {
-        what: "frame",
+        what: What::Frame,
         expected: OVERHEAD_BYTES as u32,
         found: message.len() as u32,
     })?;
@@ -134,7 +134,7 @@ pub fn decode<'a, M: Deserialize<'a>>(message: &'a [u8]) -> Result<(u8, M)> {
         return Err(Error::Corrupt { expected, found });
     }
     let ([version, id], body) = content.split_first_chunk::<2>().ok_or(Error::Truncated {
-        what: "frame",
+        what: What::Frame,
         expected: OVERHEAD_BYTES as u32,
         found: message.len() as u32,
     })?;
@@ -142,10 +142,10 @@ pub fn decode<'a, M: Deserialize<'a>>(message: &'a [u8]) -> Result<(u8, M)> {
         return Err(Error::UnknownVersion { expected: VERSION, found: *version });
     }
     let (message, rest) =
-        postcard::take_from_bytes(body).map_err(|_| Error::Malformed { what: "message" })?;
+        postcard::take_from_bytes(body).map_err(|_| Error::Malformed { what: What::Message })?;
     if !rest.is_empty() {
         return Err(Error::TrailingBytes {
-            what: "message",
+            what: What::Message,
             expected: (body.len() - rest.len()) as u32,
             found: body.len() as u32,
         });

@@ -13,3 +13,6 @@ const FRAME_BYTES: usize = 280;
 fn main() -> ! {
     rankpatch_board::app::run_with::<_, FRAME_BYTES>(qemu_microbit::board::take(), 2)
 }
+
+#[cfg(target_os = "none")]
+qemu_microbit::log_panics!();

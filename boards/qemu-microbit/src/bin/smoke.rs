@@ -9,3 +9,6 @@ fn main() {}
 fn main() -> ! {
     rankpatch_board::smoke::run(qemu_microbit::board::take(), qemu_microbit::counter::instructions)
 }
+
+#[cfg(target_os = "none")]
+qemu_microbit::log_panics!();

@@ -9,3 +9,6 @@ fn main() {}
 fn main() -> ! {
     rankpatch_board::app::run(qemu_mps2_an386::board::take())
 }
+
+#[cfg(target_os = "none")]
+qemu_mps2_an386::log_panics!();

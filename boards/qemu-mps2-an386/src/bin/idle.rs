@@ -1,6 +1,9 @@
 //! What `infer` is compared with: the same program without the runtime.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+use panic_halt as _;
+
 #[cfg(not(target_os = "none"))]
 fn main() {}
 

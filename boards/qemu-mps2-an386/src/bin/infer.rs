@@ -1,6 +1,9 @@
 //! Runs a base with an adapter and nothing else: for `cargo xtask sizes`.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+#[cfg(target_os = "none")]
+use panic_halt as _;
+
 #[cfg(not(target_os = "none"))]
 fn main() {}
 

@@ -10,3 +10,6 @@ use qemu_mps2_an386 as support;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
+
+#[cfg(target_os = "none")]
+qemu_mps2_an386::log_panics!();

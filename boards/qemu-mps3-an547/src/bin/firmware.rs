@@ -9,3 +9,6 @@ fn main() {}
 fn main() -> ! {
     rankpatch_board::app::run(qemu_mps3_an547::board::take())
 }
+
+#[cfg(target_os = "none")]
+qemu_mps3_an547::log_panics!();

@@ -10,3 +10,6 @@ use qemu_mps3_an547 as support;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
+
+#[cfg(target_os = "none")]
+qemu_mps3_an547::log_panics!();

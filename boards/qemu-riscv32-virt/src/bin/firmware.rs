@@ -9,3 +9,6 @@ fn main() {}
 fn main() -> ! {
     rankpatch_board::app::run(qemu_riscv32_virt::board::take())
 }
+
+#[cfg(target_os = "none")]
+qemu_riscv32_virt::log_panics!();

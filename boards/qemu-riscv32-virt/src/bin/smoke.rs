@@ -9,3 +9,6 @@ fn main() {}
 fn main() -> ! {
     rankpatch_board::smoke::run(qemu_riscv32_virt::board::take(), qemu_riscv32_virt::counter::instructions)
 }
+
+#[cfg(target_os = "none")]
+qemu_riscv32_virt::log_panics!();

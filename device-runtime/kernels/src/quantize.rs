@@ -35,12 +35,12 @@ pub fn quantize(x: &[f32], codes: &mut [i8]) -> f32 {
 }
 
 /// Whether a vector whose largest magnitude has these bits has codes; otherwise they are all 0.
-pub(crate) fn is_quantizable(max_bits: u32) -> bool {
+pub fn is_quantizable(max_bits: u32) -> bool {
     (SMALLEST_BITS..INFINITY_BITS).contains(&max_bits)
 }
 
 /// The bits of the largest magnitude; NaN counts as larger than infinity.
-pub(crate) fn max_abs_bits(x: &[f32]) -> u32 {
+pub fn max_abs_bits(x: &[f32]) -> u32 {
     // Floats without sign compare like integers; doubling drops the sign and is free in an Arm comparison.
     let (groups, rest) = x.as_chunks();
     let max = rest.iter().fold(0, |max, value| max.max(value.to_bits() << 1));

@@ -10,6 +10,13 @@
 //! The caller guarantees the lengths. A slice that is too short trips a debug assertion; in a release build the call
 //! then does nothing.
 
+#![no_std]
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
 pub mod attention;
 mod components;
 pub mod float;
@@ -64,8 +71,7 @@ mod unpacked;
 
 pub use components::component_codes;
 pub use layout::{Layout, encode, layout_len};
-pub use quantize::quantize;
-pub(crate) use quantize::{is_quantizable, max_abs_bits};
+pub use quantize::{is_quantizable, max_abs_bits, quantize};
 
 /// Words of scratch that [`Packed`], [`PackedPair`], [`gemv`] and [`gemm2`] need for vectors of `k` codes.
 pub const fn pack_len(layout: Layout, k: usize) -> usize {

@@ -36,7 +36,7 @@ pub(super) use super::unpacked::{PairWords, Words, pack, pack_pair};
 pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], _words: &Words<'_>, acc: &mut [i32]) {
     match layout {
         Layout::RowMajor => row_major::row_major(w, x, acc),
-        Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
+        Layout::Dsp4x4 => reference::foreign(layout, w, x, acc),
         Layout::Mve4x16 => matrix::gemv(w, x, acc),
     }
 }

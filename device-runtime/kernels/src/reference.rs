@@ -3,7 +3,7 @@
 //!
 //! Sums wrap. Within the documented limits they never do; beyond them a wrong sum is better than a panic on a device.
 
-use rankpatch_format::layout::decode_dsp_word;
+use rankpatch_format::layout::{Layout, decode_dsp_word};
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {
     // Ranks that are common get a loop of constant length, which the compiler unrolls.
@@ -143,6 +143,15 @@ pub(super) fn mve4x16(w: &[i8], x: &[i8], acc: &mut [i32]) {
                 *sum = row.iter().zip(x).fold(*sum, |sum, (&w, &x)| mul_add(sum, w, x));
             }
         }
+    }
+}
+
+/// `acc = W x` for a matrix in a layout of another core, code by code: small and slow.
+#[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "for cores with kernels of their own"))]
+pub(super) fn foreign(layout: Layout, w: &[i8], x: &[i8], acc: &mut [i32]) {
+    for (row, acc) in acc.iter_mut().enumerate() {
+        let codes = x.iter().enumerate().map(|(col, &value)| (layout.code(w, x.len(), row, col), value));
+        *acc = codes.fold(0, |sum, (w, x)| mul_add(sum, w, x));
     }
 }
 

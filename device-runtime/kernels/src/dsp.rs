@@ -115,8 +115,7 @@ pub(super) fn gemv(layout: Layout, w: &[i8], x: &[i8], words: &Words<'_>, acc: &
     match layout {
         Layout::RowMajor => down(w, x, words, acc),
         Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => matrix::gemv(w, words.blocks, acc),
-        Layout::Dsp4x4 => reference::dsp4x4(w, x, acc),
-        Layout::Mve4x16 => reference::mve4x16(w, x, acc),
+        _ => reference::foreign(layout, w, x, acc),
     }
 }
 
@@ -132,13 +131,9 @@ pub(super) fn gemm2(
         Layout::Dsp4x4 if !words.blocks.is_empty() && is_aligned(w) => {
             matrix::gemm2(w, words.blocks, [acc0, acc1]);
         }
-        Layout::Dsp4x4 => {
-            reference::dsp4x4(w, x[0], acc0);
-            reference::dsp4x4(w, x[1], acc1);
-        }
-        Layout::Mve4x16 => {
-            reference::mve4x16(w, x[0], acc0);
-            reference::mve4x16(w, x[1], acc1);
+        _ => {
+            reference::foreign(layout, w, x[0], acc0);
+            reference::foreign(layout, w, x[1], acc1);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Attention with SMLAD: two products of 16-bit codes an instruction. Softmax multiplies by SMMUL and SMLAWB.
 
-use crate::kernels::attention::{BLOCK_KEYS, EXP2_NEG, portable};
+use crate::attention::{BLOCK_KEYS, EXP2_NEG, portable};
 
 #[cfg(not(target_abi = "eabihf"))]
 pub(crate) use portable::code_groups;

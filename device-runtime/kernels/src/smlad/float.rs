@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use crate::kernels::float::{EXP2_NEG, GELU_CUBIC, GELU_TO_POWER, TO_POWER};
+use crate::float::{EXP2_NEG, GELU_CUBIC, GELU_TO_POWER, TO_POWER};
 
 pub(crate) fn dequantize(acc: &[[i32; 8]], scale: f32, row_scales: &[[f32; 8]], y: &mut [[f32; 8]]) {
     let groups = y.len().min(acc.len()).min(row_scales.len());

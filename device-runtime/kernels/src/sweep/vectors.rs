@@ -3,8 +3,8 @@
 use core::cell::Cell;
 
 use super::{Random, Sweep};
-use crate::kernels::attention::{self, BLOCK_KEYS, portable};
-use crate::kernels::{float, wide};
+use crate::attention::{self, BLOCK_KEYS, portable};
+use crate::{float, wide};
 
 /// Every head size in words, with those that have a kernel of their own.
 const HEAD_WORDS: [usize; 8] = [2, 4, 6, 8, 12, 16, 32, 40];
