@@ -1,6 +1,8 @@
 //! Two programs that show what receiving adapters costs in flash: one that does nothing else, and the same without it. The
-//! difference of their sizes is the code of frames, slots, SHA-256 and Ed25519; both check the base and an adapter.
+//! difference of their sizes is the code of frames, slots, SHA-256 and Ed25519; both check the base and an adapter, and write to
+//! the partition.
 
+use embedded_storage::nor_flash::NorFlash;
 use rankpatch_format::adapter::Adapter;
 use rankpatch_format::base::Base;
 use rankpatch_runtime::receiver::{Policy, Receiver, Step};
@@ -17,9 +19,8 @@ const KEY: [u8; 32] = [7; 32];
 pub fn receive<B: Board, const FRAME: usize>(parts: Parts<B>) -> ! {
     let Parts { mut link, slots, base, .. } = parts;
     let layout = slots.layout();
-    let (Ok(base), Ok(mut slots)) = (Base::new(base), Partition::mount(Mapped(slots), layout)) else {
-        wait(link);
-    };
+    let Ok(base) = Base::new(base) else { wait(link) };
+    let Ok(mut slots) = Partition::mount(Mapped(slots), layout) else { wait(link) };
     let identity = Identity { product: crate::app::product(), base_id: base.id() };
     let policy = Policy { identity, base: &base, verifier: Keys::one(KEY) };
     let mut receiver = Receiver::<FRAME>::new(2);
@@ -36,13 +37,18 @@ pub fn receive<B: Board, const FRAME: usize>(parts: Parts<B>) -> ! {
     }
 }
 
-/// Checks the base and what lies at the start of the partition, and answers nothing.
+/// Checks the base and what lies at the start of the partition, which it then writes over: it has the drivers of link and flash.
 pub fn nothing<B: Board>(parts: Parts<B>) -> ! {
-    let Parts { mut link, slots, base, .. } = parts;
+    let Parts { mut link, mut slots, base, .. } = parts;
     if let Ok(base) = Base::new(base)
         && let Ok(adapter) = Adapter::new(slots.bytes(), &base)
     {
         link.write(adapter.body().task.as_bytes());
+    }
+    let (mut block, page) = ([0; 64], <B::Slots as NorFlash>::ERASE_SIZE as u32);
+    if link.read(&mut block) == block.len() && slots.erase(0, page).is_ok() {
+        let written = slots.write(0, &block).is_ok();
+        link.write(&[written.into()]);
     }
     wait(link)
 }

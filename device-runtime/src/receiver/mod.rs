@@ -108,6 +108,8 @@ pub struct Receiver<const FRAME: usize> {
     finished: Option<usize>,
     window: u8,
     out: heapless::Vec<u8, ANSWER_BYTES>,
+    /// Bytes of `out` that are sent.
+    sent: usize,
     counts: Counts,
 }
 
@@ -132,6 +134,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
             finished: None,
             window: window.max(1),
             out: heapless::Vec::new(),
+            sent: 0,
             counts: Counts::default(),
         }
     }
@@ -165,14 +168,16 @@ impl<const FRAME: usize> Receiver<FRAME> {
 
     /// The bytes to be sent; the caller reports with [`pulled`](Self::pulled) how many it has sent.
     pub fn pull(&self) -> &[u8] {
-        &self.out
+        self.out.get(self.sent..).unwrap_or(&[])
     }
 
     /// The first `len` bytes of [`pull`](Self::pull) are sent.
     pub fn pulled(&mut self, len: usize) {
-        let all = self.out.len();
-        self.out.rotate_left(len.min(all));
-        self.out.truncate(all.saturating_sub(len));
+        self.sent = self.sent.saturating_add(len);
+        if self.sent >= self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+        }
     }
 
     /// Does one piece of work, or none while answers wait to be pulled.
