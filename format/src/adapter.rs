@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{Base, Names, Sites, check_scales, count_names};
 use crate::graph::Rows;
 use crate::header::{self, Header};
+use crate::read::Reader;
 use crate::{Error, MAX_RANK, Result, What};
 
 pub use crate::header::{HEADER_BYTES, MAGIC, TRAILER_BYTES};
@@ -171,8 +172,9 @@ impl<'a> Preview<'a> {
         let header = header::check(file)?;
         // The length has just been checked.
         let content = file.get(..file.len() - TRAILER_BYTES).unwrap_or(&[]);
-        let (body, rest) = postcard::take_from_bytes::<Body<'a>>(content.get(HEADER_BYTES..).unwrap_or(&[]))
-            .map_err(|_| Error::Malformed { what: What::AdapterBody })?;
+        let mut reader = Reader(content.get(HEADER_BYTES..).unwrap_or(&[]));
+        let body = reader.body().ok_or(Error::Malformed { what: What::AdapterBody })?;
+        let rest = reader.0;
         let end = content.len() - rest.len();
         let (zeros, payload) = rest
             .split_at_checked(end.next_multiple_of(PAYLOAD_ALIGN) - end)
@@ -403,8 +405,9 @@ impl<'a> Entries<'a> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let ((site, rank), rest) = postcard::take_from_bytes::<(u16, u16)>(self.0).map_err(|_| MALFORMED)?;
-        let (scales, rest) = rest.split_at_checked(usize::from(rank) * 2).ok_or(MALFORMED)?;
+        let mut reader = Reader(self.0);
+        let (Some(site), Some(rank)) = (reader.u16(), reader.u16()) else { return Err(MALFORMED) };
+        let (scales, rest) = reader.0.split_at_checked(usize::from(rank) * 2).ok_or(MALFORMED)?;
         self.0 = rest;
         Ok(Some(Entry { site, rank, scales }))
     }

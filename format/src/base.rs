@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::graph::{Op, Ops, Rows, Shape, TensorId, TensorShape, ValueId};
 use crate::layout::{Layout, decode_dsp_word};
+use crate::read::Reader;
 use crate::tokenizer::{Tokenizer, TokenizerInfo};
 use crate::{BaseId, Error, MAX_WIDTH, Result, VERSION, What};
 
@@ -137,20 +138,16 @@ impl ValueInfo {
         [o0, o1, o2, o3, w0, w1, w2, w3, l0, l1, one, extra]
     }
 
+    /// The record in `bytes`, the last two of which were checked to be a number of rows.
     #[inline]
-    fn from_bytes(bytes: [u8; VALUE_RECORD_BYTES]) -> Option<Self> {
-        let [offset, width, [l0, l1, one, extra]] = words(&bytes)?;
-        let rows = match (one, extra) {
-            (0, extra) => Rows::Tokens { extra },
-            (1, 0) => Rows::One,
-            _ => return None,
-        };
-        Some(Self {
-            offset: u32::from_le_bytes(offset),
-            width: u32::from_le_bytes(width),
+    fn from_bytes(bytes: &[u8; VALUE_RECORD_BYTES]) -> Self {
+        let &[o0, o1, o2, o3, w0, w1, w2, w3, l0, l1, one, extra] = bytes;
+        Self {
+            offset: u32::from_le_bytes([o0, o1, o2, o3]),
+            width: u32::from_le_bytes([w0, w1, w2, w3]),
             last_use: u16::from_le_bytes([l0, l1]),
-            rows,
-        })
+            rows: if one == 0 { Rows::Tokens { extra } } else { Rows::One },
+        }
     }
 
     /// Bytes of the value in a pass over `tokens` tokens. Saturates instead of overflowing.
@@ -244,8 +241,9 @@ impl<'a> Base<'a> {
         }
         let manifest_len = u32::from_le_bytes(manifest_len) as usize;
         let manifest = body.get(..manifest_len).ok_or(truncated(manifest_len, body.len()))?;
-        let (manifest, rest) = postcard::take_from_bytes::<Manifest<'a>>(manifest)
-            .map_err(|_| Error::Malformed { what: What::BaseManifest })?;
+        let mut reader = Reader(manifest);
+        let manifest = reader.manifest().ok_or(Error::Malformed { what: What::BaseManifest })?;
+        let rest = reader.0;
         if !rest.is_empty() {
             return Err(Error::TrailingBytes {
                 what: What::BaseManifest,
@@ -348,7 +346,10 @@ impl<'a> Base<'a> {
                 expected: n_ops.into(),
                 found: records.len() as u32,
             })?;
-            let info = ValueInfo::from_bytes(*record).ok_or(Error::Malformed { what: What::ValueRecord })?;
+            if !matches!(record, [.., 0, _] | [.., 1, 0]) {
+                return Err(Error::Malformed { what: What::ValueRecord });
+            }
+            let info = ValueInfo::from_bytes(record);
             let shape = op.infer(
                 index,
                 |id| self.tensor(id).map(TensorInfo::shape),
@@ -561,13 +562,9 @@ impl<'a> Base<'a> {
     /// The record of a value; an empty one if there is no such value.
     #[inline]
     pub fn value(&self, id: ValueId) -> ValueInfo {
-        let records = self.manifest.values.as_chunks::<VALUE_RECORD_BYTES>().0;
-        records.get(usize::from(id)).and_then(|record| ValueInfo::from_bytes(*record)).unwrap_or(ValueInfo {
-            offset: 0,
-            width: 0,
-            last_use: 0,
-            rows: Rows::One,
-        })
+        let records = self.manifest.values.get(usize::from(id) * VALUE_RECORD_BYTES..);
+        let record = records.and_then(<[u8]>::first_chunk);
+        ValueInfo::from_bytes(record.unwrap_or(&[0; VALUE_RECORD_BYTES]))
     }
 
     fn section(&self, offset: u32, len: u32) -> &'a [u8] {
@@ -649,8 +646,9 @@ impl<'a> Iterator for Names<'a> {
         if self.0.is_empty() {
             return None;
         }
-        let (name, rest) = postcard::take_from_bytes(self.0).ok()?;
-        self.0 = rest;
+        let mut reader = Reader(self.0);
+        let name = reader.str()?;
+        self.0 = reader.0;
         Some(name)
     }
 }

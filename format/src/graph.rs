@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::read::Reader;
 use crate::{Error, MAX_WIDTH, Result, What};
 
 /// Index of a value, which is the index of the operator that writes it.
@@ -434,15 +435,14 @@ impl<'a> Ops<'a> {
     ///
     /// # Errors
     /// [`Error::Malformed`] if the bytes are no operator.
-    #[inline]
     pub fn try_next(&mut self) -> Result<Option<(u16, Op)>> {
         if self.bytes.is_empty() {
             return Ok(None);
         }
-        let (op, rest) =
-            postcard::take_from_bytes(self.bytes).map_err(|_| Error::Malformed { what: What::Operator })?;
+        let mut reader = Reader(self.bytes);
+        let op = reader.op().ok_or(Error::Malformed { what: What::Operator })?;
         let index = self.index;
-        self.bytes = rest;
+        self.bytes = reader.0;
         self.index = index.checked_add(1).ok_or(Error::OutOfRange {
             what: What::OperatorCount,
             found: u16::MAX.into(),
@@ -456,7 +456,6 @@ impl<'a> Ops<'a> {
 impl Iterator for Ops<'_> {
     type Item = (u16, Op);
 
-    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         self.try_next().ok().flatten()
     }

@@ -35,6 +35,7 @@ pub mod layout;
 pub mod link;
 #[cfg(feature = "alloc")]
 pub mod plan;
+mod read;
 pub mod tokenizer;
 mod what;
 #[cfg(feature = "alloc")]
