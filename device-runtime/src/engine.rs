@@ -441,7 +441,10 @@ impl<'a> Engine<'a> {
         };
         let mut site = 0;
         let mut kv = &mut *self.arena.kv;
-        for (index, op) in base.ops().skip(1) {
+        let mut ops = base.ops();
+        // The input operator has been run.
+        ops.next();
+        for (index, op) in ops {
             if index > last {
                 break;
             }
@@ -497,7 +500,7 @@ impl<'a> Engine<'a> {
                     pass.attention(index, [q, k, v], heads, scratch);
                 }
             } else {
-                pass.elementwise(index, op);
+                pass.elementwise(index, &op);
             }
         }
         let features = base.value(manifest.features);

@@ -32,11 +32,11 @@ pub(crate) struct Codes<'a> {
 /// y = W x + b for all tokens of `x`, with `patch` added to the integer sums.
 ///
 /// `y`: `[rows, out_features]`; `bias`: `[out_features]` or empty.
-pub(crate) fn linear(
+pub(crate) fn linear<'x>(
     w: &Matrix<'_>,
     bias: &[f32],
     patch: Option<&Patch<'_>>,
-    x: Codes<'_>,
+    x: Codes<'x>,
     y: &mut [f32],
     scratch: &mut Scratch<'_>,
 ) {
@@ -45,12 +45,13 @@ pub(crate) fn linear(
     let Some((acc0, acc1)) = acc.split_at_mut_checked(out) else { return };
     let rank = patch.map_or(0, |patch| patch.rank);
     let Some((z0, z1)) = z.get_mut(..2 * rank).and_then(|z| z.split_at_mut_checked(rank)) else { return };
-    let rows = x.codes.chunks_exact(x.stride.max(1)).map(|row| row.get(..w.cols).unwrap_or(&[]));
-    let mut tokens = rows.zip(x.scales).zip(y.chunks_exact_mut(out.max(1)));
+    let row = |codes: &'x [i8]| codes.get(..w.cols).unwrap_or(&[]);
+    let pairs = x.codes.chunks(2 * x.stride.max(1)).zip(x.scales.chunks(2)).zip(y.chunks_mut(2 * out.max(1)));
     // Two tokens share every weight that is loaded, and A and W read the same prepared activations.
-    while let Some(((x0, scale0), y0)) = tokens.next() {
-        if let Some(((x1, scale1), y1)) = tokens.next() {
-            let x = PackedPair::new(w.layout, x0, x1, pack);
+    for ((codes, scales), y) in pairs {
+        if let ([scale0, scale1], Some((y0, y1))) = (scales, y.split_at_mut_checked(out)) {
+            let x1 = codes.get(x.stride..).unwrap_or(&[]);
+            let x = PackedPair::new(w.layout, row(codes), row(x1), pack);
             kernels::gemm2_packed(w.layout, w.codes, out, &x, acc0, acc1);
             if let Some(patch) = patch {
                 kernels::down2_packed(patch.lora_a, rank, &x, z0, z1);
@@ -59,14 +60,14 @@ pub(crate) fn linear(
             }
             dequantize(acc0, *scale0, w.scales, bias, y0);
             dequantize(acc1, *scale1, w.scales, bias, y1);
-        } else {
-            let x = Packed::new(w.layout, x0, pack);
+        } else if let [scale0, ..] = scales {
+            let x = Packed::new(w.layout, row(codes), pack);
             kernels::gemv_packed(w.layout, w.codes, out, &x, acc0);
             if let Some(patch) = patch {
                 kernels::down_packed(patch.lora_a, rank, &x, z0);
                 add_components(patch, z0, v, acc0);
             }
-            dequantize(acc0, *scale0, w.scales, bias, y0);
+            dequantize(acc0, *scale0, w.scales, bias, y);
         }
     }
 }

@@ -169,10 +169,10 @@ impl Pass<'_, '_> {
     }
 
     /// Operators that are neither linear nor attention.
-    pub(crate) fn elementwise(&mut self, index: u16, op: Op) {
+    pub(crate) fn elementwise(&mut self, index: u16, op: &Op) {
         let base = self.base;
         let width = base.value(index).width as usize;
-        match op {
+        match *op {
             Op::RmsNorm { input, weight, eps } => {
                 let [x, y] = self.cells([input, index]);
                 ops::rms_norm(x, base.floats(weight), eps, y);

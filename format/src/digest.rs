@@ -46,10 +46,12 @@ impl Default for Digest {
 impl Digest {
     /// Adds `values` in order.
     pub fn update(&mut self, values: &[f32]) {
-        for value in values {
-            let bits = if value.is_nan() { 0x7fc0_0000 } else { value.to_bits() };
-            self.0 = (self.0 ^ u64::from(bits)).wrapping_mul(0x0100_0000_01b3);
-        }
+        self.0 = values.iter().fold(self.0, |hash, value| {
+            let bits = value.to_bits();
+            // Without its sign, a NaN is above infinity.
+            let bits = if bits << 1 > 0xff00_0000 { 0x7fc0_0000 } else { bits };
+            (hash ^ u64::from(bits)).wrapping_mul(0x0100_0000_01b3)
+        });
     }
 
     /// The digest so far.

@@ -456,7 +456,13 @@ impl<'a> Ops<'a> {
 impl Iterator for Ops<'_> {
     type Item = (u16, Op);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        self.try_next().ok().flatten()
+        let mut reader = Reader(self.bytes);
+        let op = reader.op()?;
+        self.bytes = reader.0;
+        let index = self.index;
+        self.index = index.wrapping_add(1);
+        Some((index, op))
     }
 }

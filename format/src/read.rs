@@ -25,6 +25,18 @@ impl<'a> Reader<'a> {
     /// Groups of seven bits, the lowest first; the top bit says that one more follows.
     #[inline(never)]
     fn varint(&mut self, bits: u32) -> Option<u32> {
+        match self.0.split_first() {
+            // Nearly all.
+            Some((byte, rest)) if *byte < 0x80 => {
+                self.0 = rest;
+                Some(u32::from(*byte))
+            }
+            _ => self.long_varint(bits),
+        }
+    }
+
+    #[cold]
+    fn long_varint(&mut self, bits: u32) -> Option<u32> {
         let (mut value, mut shift) = (0, 0);
         loop {
             let (byte, rest) = self.0.split_first()?;

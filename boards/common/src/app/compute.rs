@@ -118,9 +118,10 @@ impl<B: Board> App<B> {
         let Some(tokenizer) = self.base.tokenizer() else { return };
         let mut over = generation.n_tokens >= generation.max_tokens;
         if !over {
+            // Neither the digest, which shows a test what was computed, nor the link takes the network's time.
+            generation.digest.update(self.engine.output());
             let start = self.counter.ticks();
             let logits = self.engine.output();
-            generation.digest.update(logits);
             let next = generation.sampler.next(logits) as u16;
             generation.n_tokens += 1;
             let special = tokenizer.info();
@@ -133,7 +134,6 @@ impl<B: Board> App<B> {
                 over = generation.n_tokens == generation.max_tokens
                     || self.engine.position() == self.engine.context()
                     || self.engine.run_tokens(&[next]).is_err();
-                // The time that the link takes is not the network's.
                 generation.ticks += self.timed(usize::from(!over), start);
                 send(link, generation.id, &Response::Token { id: next, text });
             }
