@@ -83,15 +83,19 @@ impl TensorInfo {
         bytes
     }
 
-    fn from_bytes(bytes: [u8; TENSOR_RECORD_BYTES]) -> Option<Self> {
-        let [word0, word1, word2, [kind, layout, 0, 0]] = words(&bytes)? else { return None };
+    fn from_bytes(bytes: &[u8; TENSOR_RECORD_BYTES]) -> Option<Self> {
+        let &[o0, o1, o2, o3, r0, r1, r2, r3, c0, c1, c2, c3, kind, layout, 0, 0] = bytes else { return None };
         let layout = match (kind, layout) {
             (0, 0) => None,
             (1, number) => Some(Layout::from_u8(number)?),
             _ => return None,
         };
-        let word = u32::from_le_bytes;
-        Some(Self { offset: word(word0), rows: word(word1), cols: word(word2), layout })
+        Some(Self {
+            offset: u32::from_le_bytes([o0, o1, o2, o3]),
+            rows: u32::from_le_bytes([r0, r1, r2, r3]),
+            cols: u32::from_le_bytes([c0, c1, c2, c3]),
+            layout,
+        })
     }
 
     /// Bytes of the section.
@@ -296,7 +300,7 @@ impl<'a> Base<'a> {
             return Err(Error::OutOfRange { what: What::TensorCount, found, max });
         }
         for (index, record) in records.iter().enumerate() {
-            let info = TensorInfo::from_bytes(*record).ok_or(Error::Malformed { what: What::TensorRecord })?;
+            let info = TensorInfo::from_bytes(record).ok_or(Error::Malformed { what: What::TensorRecord })?;
             for (what, found) in [(What::TensorRows, info.rows), (What::TensorColumns, info.cols)] {
                 if found == 0 || found > MAX_WIDTH {
                     return Err(Error::OutOfRange { what, found, max: MAX_WIDTH });
@@ -544,14 +548,16 @@ impl<'a> Base<'a> {
     /// # Errors
     /// [`Error::OutOfRange`] if there is no such tensor.
     pub fn tensor(&self, id: TensorId) -> Result<TensorInfo> {
-        let records = self.manifest.tensors.as_chunks::<TENSOR_RECORD_BYTES>().0;
-        records.get(usize::from(id)).and_then(|record| TensorInfo::from_bytes(*record)).ok_or(
-            Error::OutOfRange {
-                what: What::TensorIndex,
-                found: id.into(),
-                max: records.len().saturating_sub(1) as u32,
-            },
-        )
+        self.tensor_info(id).ok_or(Error::OutOfRange {
+            what: What::TensorIndex,
+            found: id.into(),
+            max: self.n_tensors().saturating_sub(1) as u32,
+        })
+    }
+
+    fn tensor_info(&self, id: TensorId) -> Option<TensorInfo> {
+        let record = self.manifest.tensors.get(usize::from(id) * TENSOR_RECORD_BYTES..)?;
+        TensorInfo::from_bytes(record.first_chunk()?)
     }
 
     /// Number of tensors.
@@ -575,7 +581,7 @@ impl<'a> Base<'a> {
     /// An int8 matrix in place; an empty one if `id` is no such tensor.
     pub fn matrix(&self, id: TensorId) -> Matrix<'a> {
         let empty = Matrix { rows: 0, cols: 0, layout: Layout::RowMajor, codes: &[], scales: &[] };
-        let Ok(info @ TensorInfo { layout: Some(layout), .. }) = self.tensor(id) else { return empty };
+        let Some(info @ TensorInfo { layout: Some(layout), .. }) = self.tensor_info(id) else { return empty };
         let scales = self.section(info.offset, info.rows.saturating_mul(4));
         let codes = self
             .section(info.offset.saturating_add(scales_bytes(info.rows)), layout.bytes(info.rows, info.cols));
@@ -591,8 +597,8 @@ impl<'a> Base<'a> {
 
     /// An f32 tensor in place, row-major; an empty one if `id` is no such tensor.
     pub fn floats(&self, id: TensorId) -> &'a [f32] {
-        match self.tensor(id) {
-            Ok(info @ TensorInfo { layout: None, .. }) => {
+        match self.tensor_info(id) {
+            Some(info @ TensorInfo { layout: None, .. }) => {
                 bytemuck::try_cast_slice(self.section(info.offset, info.section_bytes())).unwrap_or(&[])
             }
             _ => &[],

@@ -24,20 +24,23 @@ impl Layout {
 
     /// The layout with this number in a tensor record.
     pub fn from_u8(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|&layout| layout as u8 == number)
+        match number {
+            0 => Some(Self::RowMajor),
+            1 => Some(Self::Dsp4x4),
+            2 => Some(Self::Mve4x16),
+            _ => None,
+        }
     }
 
     /// Bytes of a matrix in this layout, padding included. Saturates instead of overflowing.
     pub fn bytes(self, rows: u32, cols: u32) -> u32 {
-        match self {
-            Self::RowMajor => rows.saturating_mul(cols),
-            Self::Dsp4x4 => {
-                rows.div_ceil(4).saturating_mul(4).saturating_mul(cols.div_ceil(4).saturating_mul(4))
-            }
-            Self::Mve4x16 => {
-                rows.div_ceil(4).saturating_mul(4).saturating_mul(cols.div_ceil(16).saturating_mul(16))
-            }
-        }
+        // Filled up to whole blocks of so many rows and columns, powers of two.
+        let [r, c]: [u32; 2] = match self {
+            Self::RowMajor => [1, 1],
+            Self::Dsp4x4 => [4, 4],
+            Self::Mve4x16 => [4, 16],
+        };
+        (rows.saturating_add(r - 1) & !(r - 1)).saturating_mul(cols.saturating_add(c - 1) & !(c - 1))
     }
 
     /// Writes the codes of one row into `image`, a matrix of `cols` columns. Codes are in -127..=127; rows that
