@@ -270,11 +270,7 @@ impl<'a> Adapter<'a> {
             return Err(Error::TrailingBytes { what: What::AdapterPayload, expected, found });
         }
         if let Some(at) = payload.iter().position(|code| *code == 0x80) {
-            return Err(Error::OutOfRange {
-                what: What::CodeAt,
-                found: at as u32,
-                max: 0,
-            });
+            return Err(Error::OutOfRange { what: What::CodeAt, found: at as u32, max: 0 });
         }
         let (rows, max) = (u32::from(body.self_test.rows), base.manifest().max_rows.min(MAX_SELF_TEST_ROWS));
         if rows == 0 || rows > max {
@@ -346,11 +342,7 @@ impl<'a> Adapter<'a> {
 fn check_head(head: &HeadInfo<'_>, rows: Rows) -> Result<u32> {
     let n_out = (head.scales.len() / 2) as u32;
     if !head.scales.len().is_multiple_of(2) || n_out == 0 || n_out > MAX_HEAD_OUTPUTS {
-        return Err(Error::OutOfRange {
-            what: What::HeadOutputs,
-            found: n_out,
-            max: MAX_HEAD_OUTPUTS,
-        });
+        return Err(Error::OutOfRange { what: What::HeadOutputs, found: n_out, max: MAX_HEAD_OUTPUTS });
     }
     check_scales(What::HeadRow, 0, f16s(head.scales))?;
     let bias = head.bias.len() as u32;

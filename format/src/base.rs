@@ -84,7 +84,9 @@ impl TensorInfo {
     }
 
     fn from_bytes(bytes: &[u8; TENSOR_RECORD_BYTES]) -> Option<Self> {
-        let &[o0, o1, o2, o3, r0, r1, r2, r3, c0, c1, c2, c3, kind, layout, 0, 0] = bytes else { return None };
+        let &[o0, o1, o2, o3, r0, r1, r2, r3, c0, c1, c2, c3, kind, layout, 0, 0] = bytes else {
+            return None;
+        };
         let layout = match (kind, layout) {
             (0, 0) => None,
             (1, number) => Some(Layout::from_u8(number)?),

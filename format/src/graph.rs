@@ -351,12 +351,7 @@ impl Op {
                 let (q, k, v) = (read(q)?, read(k)?, read(v)?);
                 let (n_heads, n_kv_heads) = (u32::from(n_heads), u32::from(n_kv_heads));
                 if n_heads.checked_rem(n_kv_heads) != Some(0) || q.width.checked_rem(n_heads) != Some(0) {
-                    return mismatch(
-                        index,
-                        What::Heads,
-                        n_kv_heads,
-                        n_heads,
-                    );
+                    return mismatch(index, What::Heads, n_kv_heads, n_heads);
                 }
                 let expected = q.width / n_heads * n_kv_heads;
                 for (what, x) in [(What::KeyWidth, k), (What::ValueHeadWidth, v)] {

@@ -196,10 +196,7 @@ mod tests {
         Some((value, bytes.len() - rest.len()))
     }
 
-    fn found<'a, T>(
-        bytes: &'a [u8],
-        read: impl FnOnce(&mut Reader<'a>) -> Option<T>,
-    ) -> Option<(T, usize)> {
+    fn found<'a, T>(bytes: &'a [u8], read: impl FnOnce(&mut Reader<'a>) -> Option<T>) -> Option<(T, usize)> {
         let mut reader = Reader(bytes);
         let value = read(&mut reader)?;
         Some((value, bytes.len() - reader.0.len()))
@@ -272,7 +269,11 @@ mod tests {
                 let mut bytes = bytes.clone();
                 bytes[at] = value;
                 let expected = postcard::take_from_bytes::<Manifest<'_>>(&bytes).ok().map(|(value, _)| value);
-                assert_eq!(found(&bytes, Reader::manifest).map(|(value, _)| value), expected, "{at}: {value}");
+                assert_eq!(
+                    found(&bytes, Reader::manifest).map(|(value, _)| value),
+                    expected,
+                    "{at}: {value}"
+                );
             }
         }
     }

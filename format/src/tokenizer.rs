@@ -88,11 +88,7 @@ impl<'a> Tokenizer<'a> {
         }
         let longest = (0..info.vocab_size as u16).map(|id| this.piece(id).len()).max().unwrap_or(0) as u32;
         if longest > MAX_PIECE_BYTES {
-            return Err(Error::OutOfRange {
-                what: What::PieceLength,
-                found: longest,
-                max: MAX_PIECE_BYTES,
-            });
+            return Err(Error::OutOfRange { what: What::PieceLength, found: longest, max: MAX_PIECE_BYTES });
         }
         let ascending = this.ends.is_sorted() && this.ends.last().copied() == Some(this.bytes.len() as u32);
         let known = this.order.iter().all(|id| u32::from(*id) <= max);

@@ -150,7 +150,11 @@ impl Network {
                     tensor.map(Tensor::shape).ok_or(out_of_range(What::TensorIndex, id, self.tensors.len()))
                 },
                 |id| {
-                    shapes.get(usize::from(id)).copied().ok_or(out_of_range(What::ValueIndex, id, shapes.len()))
+                    shapes.get(usize::from(id)).copied().ok_or(out_of_range(
+                        What::ValueIndex,
+                        id,
+                        shapes.len(),
+                    ))
                 },
             )?;
             shapes.push(shape);
@@ -255,8 +259,8 @@ impl Network {
                 labels: &labels,
                 tokenizer,
             };
-            let manifest =
-                postcard::to_allocvec(&manifest).map_err(|_| Error::Malformed { what: What::BaseManifest })?;
+            let manifest = postcard::to_allocvec(&manifest)
+                .map_err(|_| Error::Malformed { what: What::BaseManifest })?;
             if manifest.len() > manifest_room {
                 manifest_room = manifest.len();
                 continue;

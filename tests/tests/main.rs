@@ -2,6 +2,7 @@
 //! other, on the carried models, data and adapters. One binary, because linking candle takes long.
 #![allow(clippy::print_stdout, reason = "the figures that the tests measure, shown with --nocapture")]
 
+mod arenas;
 mod carried;
 mod parity;
 mod power_cuts;

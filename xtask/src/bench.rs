@@ -19,6 +19,9 @@ use crate::snapshot::{Measured, Mode, Snapshot};
 const TIMEOUT: Duration = Duration::from_mins(5);
 /// Tokens of the story that is counted.
 const STORY_TOKENS: u64 = 200;
+/// A text to run over, two tokens a pass.
+const PREFILL: &str =
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park.";
 /// Parameters of stories260K, its tied classifier counted once.
 const STORY_PARAMETERS: u64 = 260_032;
 /// Multiplications of KWT-1 over 98 frames: the linear operators over 99 rows (the embedding over 98, the head over 1), and
@@ -171,6 +174,22 @@ fn stories(tool: &Tool, board: &Board, records: &mut Vec<Record>) -> Result<()> 
     let activated = ask(tool, &qemu, &["activate", &pushed["slot"].to_string()])?;
     let sites = activated["n_patches"].as_u64().context("expected the number of sites")?;
     records.push(network(board, "attach", [sites, 1], &activated["ticks"], 0)?);
+    // The same tokens over the base, with the adapter streamed, and with the adapter merged.
+    let slot = pushed["slot"].to_string();
+    let mut prefill = |title: &str| -> Result<()> {
+        let rows =
+            || ask(tool, &qemu, &["stats"])?["rows"].as_u64().context("expected the rows that were run");
+        let before = rows()?;
+        let ran = ask(tool, &qemu, &["run", "--text", PREFILL])?;
+        let tokens = rows()? - before;
+        records.push(network(board, title, [tokens, 1], &ran["ticks"], tokens * STORY_PARAMETERS)?);
+        Ok(())
+    };
+    prefill("prefill, rank 8 streamed")?;
+    ask(tool, &qemu, &["activate", &slot, "--mode", "merged"])?;
+    prefill("prefill, merged int8")?;
+    ask(tool, &qemu, &["detach"])?;
+    prefill("prefill, base")?;
     qemu.stop();
     Ok(())
 }

@@ -30,7 +30,7 @@ pub(crate) fn run(mode: Mode) -> Result<()> {
         }
         Mode::Table => {
             reports.iter().for_each(Report::print);
-            parts(&reports).iter().for_each(|(name, bytes)| println!("{name}: {bytes} bytes of flash"));
+            parts(&reports).iter().for_each(|(name, bytes)| println!("{name}: {bytes} bytes"));
         }
         Mode::Bless => println!("{}", snapshot().bless(&measured(&reports))?.display()),
         Mode::Check => snapshot().check(&measured(&reports))?,
@@ -58,19 +58,20 @@ const PARTS: [(&str, &str, &str); 2] = [
     ("runtime: checks, engine, every operator, kernels", "infer", "idle"),
 ];
 
-/// The parts that a board's programs show, with their bytes of flash.
+/// The parts that a board's programs show, with their bytes of flash and of static RAM.
 fn parts(reports: &[Report]) -> Vec<(String, u64)> {
-    let flash = |board: &str, program: &str| {
-        let found = reports.iter().find(|report| report.board == board && report.program == program)?;
-        Some(found.flash_bytes())
+    let find = |board: &str, program: &str| {
+        reports.iter().find(|report| report.board == board && report.program == program)
     };
     let mut parts = Vec::new();
     for report in reports {
         for (name, with, without) in PARTS {
             if report.program == with
-                && let Some(bytes) = flash(&report.board, without)
+                && let Some(other) = find(&report.board, without)
             {
-                parts.push((format!("{}: {name}", report.board), report.flash_bytes() - bytes));
+                let part = |memory: &str| format!("{}: {memory} of {name}", report.board);
+                parts.push((part("flash"), report.flash_bytes() - other.flash_bytes()));
+                parts.push((part("RAM"), report.bytes_in("ram") - other.bytes_in("ram")));
             }
         }
     }

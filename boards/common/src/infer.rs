@@ -5,6 +5,12 @@ use rankpatch_runtime::{Adapter, Base, Engine};
 
 use crate::{Board, Link, Parts, Slots};
 
+/// Most bytes of RAM that running a base takes besides the arena, wherever a program keeps the engine. There are no statics.
+#[cfg(target_pointer_width = "32")]
+const ENGINE_BYTES: usize = 436;
+#[cfg(target_pointer_width = "32")]
+const _: () = assert!(size_of::<Engine<'static>>() <= ENGINE_BYTES);
+
 /// Runs the base with the adapter that lies at the start of the partition, streamed: on each byte as a token, or as a feature
 /// repeated over a row.
 pub fn infer<B: Board>(parts: Parts<B>) -> ! {
