@@ -27,12 +27,9 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize 
     let kernel: Kernel = match (v.len(), aligned) {
         (1, _) => up1,
         (2, _) => up2,
-        (4, true) => up4_aligned,
-        (4, false) => up4,
-        (8, true) => up8_aligned,
-        (8, false) => up8,
-        (16, true) => up16_aligned,
-        (16, false) => up16,
+        (4, true) => up4,
+        (8, true) => up8,
+        (16, true) => up16,
         _ => return up_any_rank(b, v, multiplier, acc),
     };
     // All but rank 8 take four rows at a time.
@@ -43,7 +40,7 @@ pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) -> usize 
     }
     let acc = acc.as_mut_ptr_range();
     // SAFETY: `acc` is not empty, a multiple of four long where that is needed, and `b` has a row of the kernel's rank for each. The
-    // kernels that are named so get `b` aligned to 4, and with it each group of rows.
+    // kernels that ask for it get `b` aligned to 4, and with it each group of rows.
     unsafe { kernel(b.as_ptr(), v.as_ptr(), acc.start, acc.end, multiplier, v.len()) };
     rows
 }
@@ -206,59 +203,43 @@ macro_rules! row4 {
     };
 }
 
-macro_rules! up4 {
-    ($(#[$doc:meta])* $name:ident, $load:expr) => {
-        $(#[$doc])*
-        #[unsafe(naked)]
-        unsafe extern "C" fn $name(
-            b: *const i8,
-            v: *const i16,
-            acc: *mut i32,
-            acc_end: *const i32,
-            multiplier: i32,
-            r: usize,
-        ) {
-            dsp_asm!(
-                "push {{r4-r11, lr}}",
-                "mov r5, r3",
-                load_v!("0", "r3", "r4"),
-                "mov r12, r5",
-                "mov r1, r2",
-                "ldr r2, [sp, #36]",
-                "2:",
-                $load,
-                row4!("r5"),
-                row4!("r6"),
-                row4!("r7"),
-                row4!("r8"),
-                "ldm r1, {{r9, r10, r11, lr}}",
-                "smmlar r9, r5, r2, r9",
-                "smmlar r10, r6, r2, r10",
-                "smmlar r11, r7, r2, r11",
-                "smmlar lr, r8, r2, lr",
-                "stm r1!, {{r9, r10, r11, lr}}",
-                "cmp r1, r12",
-                "bne 2b",
-                "pop {{r4-r11, pc}}",
-            )
-        }
-    };
+/// Rank 4, aligned: a word is a row.
+///
+/// # Safety
+/// See [`up_add`].
+#[unsafe(naked)]
+unsafe extern "C" fn up4(
+    b: *const i8,
+    v: *const i16,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+) {
+    dsp_asm!(
+        "push {{r4-r11, lr}}",
+        "mov r5, r3",
+        load_v!("0", "r3", "r4"),
+        "mov r12, r5",
+        "mov r1, r2",
+        "ldr r2, [sp, #36]",
+        "2:",
+        "ldm r0!, {{r5-r8}}",
+        row4!("r5"),
+        row4!("r6"),
+        row4!("r7"),
+        row4!("r8"),
+        "ldm r1, {{r9, r10, r11, lr}}",
+        "smmlar r9, r5, r2, r9",
+        "smmlar r10, r6, r2, r10",
+        "smmlar r11, r7, r2, r11",
+        "smmlar lr, r8, r2, lr",
+        "stm r1!, {{r9, r10, r11, lr}}",
+        "cmp r1, r12",
+        "bne 2b",
+        "pop {{r4-r11, pc}}",
+    )
 }
-
-up4!(
-    /// Rank 4: a word is a row.
-    ///
-    /// # Safety
-    /// See [`up_add`].
-    up4, "ldr r5, [r0], #4\n ldr r6, [r0], #4\n ldr r7, [r0], #4\n ldr r8, [r0], #4"
-);
-up4!(
-    /// [`up4`] for an aligned matrix.
-    ///
-    /// # Safety
-    /// See [`up_add`].
-    up4_aligned, "ldm r0!, {{r5-r8}}"
-);
 
 /// One row of rank 8: two words, of which the first is lost, and the sum.
 macro_rules! row8 {
@@ -314,97 +295,75 @@ macro_rules! row8 {
     };
 }
 
-macro_rules! up8 {
-    ($(#[$doc:meta])* $name:ident, $repeat:tt, $unit_bytes:literal, $load:expr) => {
-        $(#[$doc])*
-        #[unsafe(naked)]
-        unsafe extern "C" fn $name(
-            b: *const i8,
-            v: *const i16,
-            acc: *mut i32,
-            acc_end: *const i32,
-            multiplier: i32,
-            r: usize,
-        ) {
-            // Stack: 0 acc_end.
-            dsp_asm!(
-                "push {{r3-r11, lr}}",
-                // The loop takes so many times 3 rows a turn; the first turn enters so that the rest fits.
-                "sub r7, r3, r2",
-                "lsr r7, r7, #2",
-                "mov r8, #3",
-                "udiv r9, r7, r8",
-                "mls r10, r9, r8, r7", // rows mod 3
-                "adr.w r11, 3f",
-                concat!("ands r7, r9, #", $repeat, " - 1"),
-                "ittt ne",
-                concat!("rsbne r7, r7, #", $repeat),
-                concat!("movne r8, #", $unit_bytes),
-                "mlane r11, r7, r8, r11",
-                "orr r11, r11, #1",
-                load_v!("0", "r3", "r4"),
-                load_v!("8", "r5", "r6"),
-                "mov r1, r2",
-                "ldr r2, [sp, #40]",
-                "cmp r10, #0",
-                "beq 5f",
-                "2:", // a row
-                "ldr r7, [r0], #4",
-                "ldr r8, [r0], #4",
-                row8!("r7", "r8", "lr"),
-                "ldr r7, [r1]",
-                "smmlar r7, lr, r2, r7",
-                "str r7, [r1], #4",
-                "subs r10, #1",
-                "bne 2b",
-                "5:",
-                "cmp r9, #0",
-                "beq 4f",
-                "bx r11",
-                ".p2align 2",
-                "3:",
-                repeat!(
-                    $repeat,
-                    $load,
-                    row8!("r7", "r8", "lr"),
-                    row8!("r9", "r10", "r7"),
-                    row8!("r11", "r12", "r8"),
-                    "ldm.w r1, {{r9-r11}}",
-                    "smmlar r9, lr, r2, r9",
-                    "smmlar r10, r7, r2, r10",
-                    "smmlar r11, r8, r2, r11",
-                    "stm.w r1!, {{r9-r11}}"
-                ),
-                "ldr r7, [sp]",
-                "cmp r1, r7",
-                "bne 3b",
-                "4:",
-                "pop {{r3-r11, pc}}",
-            )
-        }
-    };
+/// Rank 8, aligned: two words a row.
+///
+/// # Safety
+/// See [`up_add`].
+#[unsafe(naked)]
+unsafe extern "C" fn up8(
+    b: *const i8,
+    v: *const i16,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+) {
+    // Stack: 0 acc_end.
+    dsp_asm!(
+        "push {{r3-r11, lr}}",
+        // The loop takes so many times 3 rows a turn; the first turn enters so that the rest fits.
+        "sub r7, r3, r2",
+        "lsr r7, r7, #2",
+        "mov r8, #3",
+        "udiv r9, r7, r8",
+        "mls r10, r9, r8, r7", // rows mod 3
+        "adr.w r11, 3f",
+        "ands r7, r9, #7",
+        "ittt ne",
+        "rsbne r7, r7, #8",
+        "movne r8, #120",
+        "mlane r11, r7, r8, r11",
+        "orr r11, r11, #1",
+        load_v!("0", "r3", "r4"),
+        load_v!("8", "r5", "r6"),
+        "mov r1, r2",
+        "ldr r2, [sp, #40]",
+        "cmp r10, #0",
+        "beq 5f",
+        "2:", // a row
+        "ldr r7, [r0], #4",
+        "ldr r8, [r0], #4",
+        row8!("r7", "r8", "lr"),
+        "ldr r7, [r1]",
+        "smmlar r7, lr, r2, r7",
+        "str r7, [r1], #4",
+        "subs r10, #1",
+        "bne 2b",
+        "5:",
+        "cmp r9, #0",
+        "beq 4f",
+        "bx r11",
+        ".p2align 2",
+        "3:",
+        repeat!(
+            8,
+            "ldm.w r0!, {{r7-r12}}",
+            row8!("r7", "r8", "lr"),
+            row8!("r9", "r10", "r7"),
+            row8!("r11", "r12", "r8"),
+            "ldm.w r1, {{r9-r11}}",
+            "smmlar r9, lr, r2, r9",
+            "smmlar r10, r7, r2, r10",
+            "smmlar r11, r8, r2, r11",
+            "stm.w r1!, {{r9-r11}}"
+        ),
+        "ldr r7, [sp]",
+        "cmp r1, r7",
+        "bne 3b",
+        "4:",
+        "pop {{r3-r11, pc}}",
+    )
 }
-
-up8!(
-    /// Rank 8: two words a row.
-    ///
-    /// # Safety
-    /// See [`up_add`].
-    up8,
-    2,
-    "140",
-    "ldr.w r7, [r0], #4\n ldr.w r8, [r0], #4\n ldr.w r9, [r0], #4\n ldr.w r10, [r0], #4\n ldr.w r11, [r0], #4\n ldr.w r12, [r0], #4"
-);
-up8!(
-    /// [`up8`] for an aligned matrix.
-    ///
-    /// # Safety
-    /// See [`up_add`].
-    up8_aligned,
-    8,
-    "120",
-    "ldm.w r0!, {{r7-r12}}"
-);
 
 /// Half a row of rank 16: two words and the sum, which `$first` begins.
 macro_rules! half16 {
@@ -437,84 +396,56 @@ macro_rules! half16 {
     };
 }
 
-macro_rules! up16 {
-    ($(#[$doc:meta])* $name:ident, $load:ident) => {
-        $(#[$doc])*
-        #[unsafe(naked)]
-        unsafe extern "C" fn $name(
-            b: *const i8,
-            v: *const i16,
-            acc: *mut i32,
-            acc_end: *const i32,
-            multiplier: i32,
-            r: usize,
-        ) {
-            // Stack: 0 the vector in 8 words, 32 acc_end.
-            dsp_asm!(
-                "push {{r3-r11, lr}}",
-                "ldr lr, [sp, #40]",
-                load_v!("0", "r4", "r5"),
-                load_v!("8", "r6", "r7"),
-                load_v!("16", "r8", "r9"),
-                load_v!("24", "r10", "r11"),
-                "push {{r4-r11}}",
-                "mov r1, r2",
-                "2:",
-                "ldrd r2, r3, [sp, #0]",
-                "ldrd r4, r5, [sp, #8]",
-                half16!($load!("0", "4"), "smuad r9, r8, r2", "r9"),
-                half16!($load!("16", "20"), "smuad r10, r8, r2", "r10"),
-                half16!($load!("32", "36"), "smuad r11, r8, r2", "r11"),
-                half16!($load!("48", "52"), "smuad r12, r8, r2", "r12"),
-                "ldrd r2, r3, [sp, #16]",
-                "ldrd r4, r5, [sp, #24]",
-                half16!($load!("8", "12"), "smlad r9, r8, r2, r9", "r9"),
-                half16!($load!("24", "28"), "smlad r10, r8, r2, r10", "r10"),
-                half16!($load!("40", "44"), "smlad r11, r8, r2, r11", "r11"),
-                half16!($load!("56", "60"), "smlad r12, r8, r2, r12", "r12"),
-                "ldm r1, {{r2-r5}}",
-                "smmlar r2, r9, lr, r2",
-                "smmlar r3, r10, lr, r3",
-                "smmlar r4, r11, lr, r4",
-                "smmlar r5, r12, lr, r5",
-                "stm r1!, {{r2-r5}}",
-                "add r0, #64",
-                "ldr r6, [sp, #32]",
-                "cmp r1, r6",
-                "bne 2b",
-                "add sp, #32",
-                "pop {{r3-r11, pc}}",
-            )
-        }
-    };
+/// Rank 16, aligned: four words a row, taken in halves.
+///
+/// # Safety
+/// See [`up_add`].
+#[unsafe(naked)]
+unsafe extern "C" fn up16(
+    b: *const i8,
+    v: *const i16,
+    acc: *mut i32,
+    acc_end: *const i32,
+    multiplier: i32,
+    r: usize,
+) {
+    // Stack: 0 the vector in 8 words, 32 acc_end.
+    dsp_asm!(
+        "push {{r3-r11, lr}}",
+        "ldr lr, [sp, #40]",
+        load_v!("0", "r4", "r5"),
+        load_v!("8", "r6", "r7"),
+        load_v!("16", "r8", "r9"),
+        load_v!("24", "r10", "r11"),
+        "push {{r4-r11}}",
+        "mov r1, r2",
+        "2:",
+        "ldrd r2, r3, [sp, #0]",
+        "ldrd r4, r5, [sp, #8]",
+        half16!("ldrd r6, r7, [r0, #0]", "smuad r9, r8, r2", "r9"),
+        half16!("ldrd r6, r7, [r0, #16]", "smuad r10, r8, r2", "r10"),
+        half16!("ldrd r6, r7, [r0, #32]", "smuad r11, r8, r2", "r11"),
+        half16!("ldrd r6, r7, [r0, #48]", "smuad r12, r8, r2", "r12"),
+        "ldrd r2, r3, [sp, #16]",
+        "ldrd r4, r5, [sp, #24]",
+        half16!("ldrd r6, r7, [r0, #8]", "smlad r9, r8, r2, r9", "r9"),
+        half16!("ldrd r6, r7, [r0, #24]", "smlad r10, r8, r2, r10", "r10"),
+        half16!("ldrd r6, r7, [r0, #40]", "smlad r11, r8, r2, r11", "r11"),
+        half16!("ldrd r6, r7, [r0, #56]", "smlad r12, r8, r2, r12", "r12"),
+        "ldm r1, {{r2-r5}}",
+        "smmlar r2, r9, lr, r2",
+        "smmlar r3, r10, lr, r3",
+        "smmlar r4, r11, lr, r4",
+        "smmlar r5, r12, lr, r5",
+        "stm r1!, {{r2-r5}}",
+        "add r0, #64",
+        "ldr r6, [sp, #32]",
+        "cmp r1, r6",
+        "bne 2b",
+        "add sp, #32",
+        "pop {{r3-r11, pc}}",
+    )
 }
-
-macro_rules! load_words {
-    ($first:literal, $second:literal) => {
-        concat!("ldr r6, [r0, #", $first, "]\n ldr r7, [r0, #", $second, "]")
-    };
-}
-
-macro_rules! load_double {
-    ($first:literal, $second:literal) => {
-        concat!("ldrd r6, r7, [r0, #", $first, "]")
-    };
-}
-
-up16!(
-    /// Rank 16: four words a row, taken in halves.
-    ///
-    /// # Safety
-    /// See [`up_add`].
-    up16, load_words
-);
-up16!(
-    /// [`up16`] for an aligned matrix.
-    ///
-    /// # Safety
-    /// See [`up_add`].
-    up16_aligned, load_double
-);
 
 /// A word of a row, and its sum.
 macro_rules! word_any {
