@@ -14,8 +14,10 @@ use rankpatch::sim::{self, Input, Simulator};
 use rankpatch_format::ProductId;
 use rankpatch_format::adapter::Adapter;
 use rankpatch_format::digest::XorShift32;
+use rankpatch_format::header::HEADER_BYTES;
 use rankpatch_format::layout::Layout;
-use rankpatch_format::link::Mode;
+use rankpatch_format::link::{self, Deframer, Mode, Request, Response};
+use rankpatch_runtime::slots::Announcement;
 use xtask::board::Board;
 use xtask::firmware;
 use xtask::qemu::{Options as Emulation, Qemu};
@@ -353,4 +355,61 @@ fn a_microbit_reset_during_uploads_runs_the_old_or_the_new_adapter() {
 #[test]
 fn an_emulator_killed_during_uploads_leaves_the_old_or_the_new_adapter() {
     resets_during_uploads(RISCV, RISCV_RESETS, 40_000);
+}
+
+/// Sends a request and returns the answer to it, of which there is one.
+fn ask<'a>(port: &mut Tcp, answers: &'a mut Deframer<4160>, request: &Request<'_>) -> Response<'a> {
+    let mut frame = [0; 4160];
+    let deadline = Instant::now() + Duration::from_secs(30);
+    port.send(link::encode(1, request, &mut frame).unwrap()).unwrap();
+    loop {
+        let mut byte = [0];
+        assert!(port.receive(&mut byte, deadline).unwrap() == 1, "no answer to {request:?}");
+        if answers.extend(&byte).1 {
+            break;
+        }
+    }
+    link::decode::<Response<'_>>(answers.message().unwrap()).unwrap().1
+}
+
+/// The stack of a program that takes adapters and does nothing else, at its deepest: erasing, writing, hashing, reading back,
+/// verifying the signature, and the receiver itself with its frame buffer, which lies on the stack.
+#[test]
+fn an_install_needs_less_than_8_kib_of_stack() {
+    const PAINT: [u8; 4] = 0xCCCC_CCCC_u32.to_le_bytes();
+    for name in ["qemu-mps2-an386", MICROBIT] {
+        let bench = Bench {
+            elf: firmware::build(&Board::find(name).unwrap(), "receive").unwrap(),
+            ..Bench::new(name, "stack")
+        };
+        let mut qemu = bench.boot();
+        let mut port = Tcp::connect(&qemu.link_address().to_string()).unwrap();
+        let mut answers = Deframer::new();
+        let file = bench.signed(0);
+        let sha256 = Announcement::of(&file).sha256;
+        let begin = Request::Begin { slot: None, header: &file[..HEADER_BYTES], sha256: &sha256 };
+        let begun = ask(&mut port, &mut answers, &begin);
+        assert!(matches!(begun, Response::Progress { next: 0, .. }), "{name}: {begun:?}");
+        for (i, data) in file.chunks(128).enumerate() {
+            let offset = 128 * i as u32;
+            let stored = ask(&mut port, &mut answers, &Request::Chunk { answer: true, offset, data });
+            let end = offset + data.len() as u32;
+            assert!(matches!(stored, Response::Progress { next, .. } if next == end), "{name}: {stored:?}");
+        }
+        let installed = ask(&mut port, &mut answers, &Request::Finish);
+        let Response::Slot { adapter: Some(adapter), .. } = installed else {
+            panic!("{name}: {installed:?}")
+        };
+        assert_eq!(adapter.file_bytes as usize, file.len());
+
+        let dump = path("target/tests").join(format!("{name}.stack"));
+        let stack = bench.board.stack;
+        qemu.monitor().save_memory(stack.origin, stack.length, &dump).unwrap();
+        let bytes = std::fs::read(&dump).unwrap();
+        let free = bytes.chunks(4).take_while(|word| **word == PAINT).count() * 4;
+        let peak = bytes.len() - free;
+        println!("{name}: peak stack of an install {peak} bytes");
+        assert!(free > 0 && peak > 1024, "{name}: {free} bytes of the stack are still painted");
+        assert!(peak <= 8 << 10, "{name}: {peak} bytes of stack");
+    }
 }

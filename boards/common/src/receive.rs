@@ -7,13 +7,10 @@ use rankpatch_format::adapter::Adapter;
 use rankpatch_format::base::Base;
 use rankpatch_runtime::receiver::{Policy, Receiver, Step};
 use rankpatch_runtime::slots::Slots as Partition;
-use rankpatch_runtime::trust::{Identity, Keys};
+use rankpatch_runtime::trust::Identity;
 
 use crate::flash::Mapped;
 use crate::{Board, Link, Parts, Slots};
-
-/// Some key: its value does not change the size.
-const KEY: [u8; 32] = [7; 32];
 
 /// Takes adapters over the link and never runs one.
 pub fn receive<B: Board, const FRAME: usize>(parts: Parts<B>) -> ! {
@@ -22,7 +19,7 @@ pub fn receive<B: Board, const FRAME: usize>(parts: Parts<B>) -> ! {
     let Ok(base) = Base::new(base) else { wait(link) };
     let Ok(mut slots) = Partition::mount(Mapped(slots), layout) else { wait(link) };
     let identity = Identity { product: crate::app::product(), base_id: base.id() };
-    let policy = Policy { identity, base: &base, verifier: Keys::one(KEY) };
+    let policy = Policy { identity, base: &base, verifier: crate::app::KEYS };
     let mut receiver = Receiver::<FRAME>::new(2);
     loop {
         let mut byte = [0];

@@ -13,6 +13,7 @@ use crate::trust::{self, Verifier};
 type Refusal = Response<'static>;
 
 impl<const FRAME: usize> Receiver<FRAME> {
+    #[inline(never)]
     pub(super) fn handle<F: MappedFlash>(
         &mut self,
         slots: &mut Slots<F>,
@@ -164,6 +165,7 @@ struct Begun {
     finished: Option<usize>,
 }
 
+#[inline(never)]
 fn begin<F: MappedFlash>(
     slots: &mut Slots<F>,
     policy: &Policy<'_, impl Verifier>,
@@ -254,6 +256,7 @@ fn fits(file: &[u8], base: &Base<'_>) -> Result<(), Refusal> {
 }
 
 /// What a slot holds.
+#[inline(never)]
 fn describe<'s, F: MappedFlash>(
     slots: &'s Slots<F>,
     policy: &Policy<'_, impl Verifier>,

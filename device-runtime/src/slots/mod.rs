@@ -246,6 +246,8 @@ impl<F: MappedFlash> Slots<F> {
     ///
     /// # Errors
     /// [`SlotError::BadLayout`], [`SlotError::OtherLayout`].
+    // On its own: what it needs of the stack is free for what comes after it.
+    #[inline(never)]
     pub fn mount(flash: F, layout: Layout) -> Result<Self, Unmounted<F>> {
         let geometry = match Geometry::new::<F>(&layout, flash.capacity()) {
             Ok(geometry) => geometry,

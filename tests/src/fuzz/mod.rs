@@ -6,6 +6,7 @@
 
 mod adapter;
 mod base;
+mod bundle;
 mod frames;
 mod nor;
 mod receiver;
@@ -24,7 +25,7 @@ pub struct Target {
 
 /// Every target.
 pub const TARGETS: &[Target] =
-    &[adapter::TARGET, base::TARGET, frames::TARGET, receiver::TARGET, slots::TARGET];
+    &[adapter::TARGET, base::TARGET, bundle::TARGET, frames::TARGET, receiver::TARGET, slots::TARGET];
 
 /// Runs the target with this name.
 ///

@@ -14,7 +14,8 @@ pub const PRODUCT: &str = match option_env!("RANKPATCH_PRODUCT") {
 /// Whether unsigned adapters are accepted.
 pub const INSECURE: bool = cfg!(feature = "insecure");
 
-const KEYS: Keys = match option_env!("RANKPATCH_KEYS") {
+/// The keys whose signatures count.
+pub const KEYS: Keys = match option_env!("RANKPATCH_KEYS") {
     Some(text) => parse(text.as_bytes()),
     None => Keys::none(),
 };

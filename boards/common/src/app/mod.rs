@@ -26,7 +26,7 @@ use compute::Generation;
 use firmware::Verify;
 use life::Running;
 
-pub use firmware::{INSECURE, PRODUCT, product};
+pub use firmware::{INSECURE, KEYS, PRODUCT, product};
 
 /// Bytes of a frame that boards with memory to spare take: chunks of 4,096 bytes.
 pub const LARGE_FRAME: usize = 4160;
