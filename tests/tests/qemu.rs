@@ -4,6 +4,7 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use rankpatch::cli::console::Console;
 use rankpatch::client::{ClientError, Device, Options, Sampling, Tcp, Transport};
 use rankpatch::sim::{self, Input, Simulator};
 use rankpatch_format::adapter::Preview;
@@ -347,6 +348,23 @@ fn trials_end_and_are_logged() {
     // Back further, to the base, and there it stays.
     assert_eq!(device.roll_back(0).unwrap().running, None);
     assert_eq!(device.status().unwrap().confirmed, None);
+    // The command shows the same as text, decoded with the tables of the firmware.
+    device.activate(1, Mode::Streamed, 3).unwrap();
+    let port = format!("tcp:{}", running.qemu.link_address());
+    let elf = firmware::build(&Board::find("qemu-mps2-an386").unwrap(), "firmware").unwrap();
+    drop(running.device);
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut console = Console { out: &mut out, err: &mut err, interactive: false };
+    let arguments =
+        ["rankpatch", "device", "--port", &port, "log", "--elf", elf.to_str().unwrap(), "--seconds", "10"];
+    assert_eq!(rankpatch::cli::run(arguments, &mut console), 0, "{}", String::from_utf8_lossy(&err));
+    let log = String::from_utf8(out).unwrap();
+    let line = log.lines().find(|line| line.ends_with("nobody confirmed slot 1 in time"));
+    let words = line.map(|line| line.split_whitespace().take(2).collect::<Vec<_>>());
+    let &[seconds, "info"] = &words.as_deref().unwrap_or_else(|| panic!("log: {log:?}"))[..] else {
+        panic!("{line:?}");
+    };
+    assert!(seconds.parse::<f64>().unwrap() > 3.0, "{line:?}");
 }
 
 /// Tokens come while chunks are stored.

@@ -87,7 +87,8 @@ fn damaged_frames_are_refused() {
 #[test]
 fn stuffing_is_cobs() {
     // A zero at each place around the end of a block, and none at all.
-    for zero in (0..20).chain(240..270).chain(490..530) {
+    let step = if cfg!(miri) { 13 } else { 1 };
+    for zero in (0..20).chain(240..270).chain(490..530).step_by(step) {
         let mut data = [7; 600];
         data[zero] = 0;
         let request = Request::Features { offset: 1, data: &data };
@@ -95,7 +96,7 @@ fn stuffing_is_cobs() {
         assert_eq!(super::decode::<Request<'_>>(found[0].as_ref().unwrap()), Ok((7, request)), "{zero}");
     }
     let mut random = XorShift32::new(3);
-    for len in (0..20).chain(240..520).chain([1024, 1100]) {
+    for len in (0..20).chain(240..520).chain([1024, 1100]).step_by(step) {
         for zeros in [0, 1, 5, 200] {
             let data: Vec<u8> = (0..len)
                 .map(|_| if random.next_u32() % 256 < zeros { 0 } else { random.next_u32() as u8 | 1 })
