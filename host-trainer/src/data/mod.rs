@@ -2,8 +2,10 @@
 //!
 //! Loaders know a file's format and the data set's own division. They do not tokenize, batch or compute features.
 
+pub mod arrays;
 #[cfg(test)]
 mod carry;
+pub mod records;
 pub mod signal;
 #[cfg(test)]
 pub(crate) mod test_data;
@@ -11,8 +13,10 @@ pub(crate) mod test_data;
 mod tests;
 pub mod text;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::rng::Rng;
 use crate::{Error, Result};
 
 /// Examples, divided.
@@ -51,6 +55,36 @@ impl<E> Split<E> {
             }
         }
         Ok(self)
+    }
+}
+
+impl<E> Split<E> {
+    /// Sets `fraction` of the examples apart, chosen by `seed`, of every class the same fraction but never all: at least one
+    /// example overall if there are two. Both parts keep their order.
+    pub fn seeded(
+        examples: Vec<E>,
+        fraction: f64,
+        seed: u64,
+        class: impl Fn(&E) -> Option<&str>,
+    ) -> Self {
+        let mut members: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
+        for (index, example) in examples.iter().enumerate() {
+            members.entry(class(example)).or_default().push(index);
+        }
+        let mut rng = Rng::new(seed, "split");
+        let mut is_test = vec![false; examples.len()];
+        for (_, mut members) in members {
+            rng.shuffle(&mut members);
+            let wanted = (members.len() as f64 * fraction).round() as usize;
+            let least = usize::from(fraction > 0.0 && members.len() > 1);
+            let count = wanted.max(least).min(members.len() - 1);
+            members[..count].iter().for_each(|index| is_test[*index] = true);
+        }
+        let mut split = Self { train: Vec::new(), test: Vec::new() };
+        for (example, is_test) in examples.into_iter().zip(is_test) {
+            if is_test { split.test.push(example) } else { split.train.push(example) }
+        }
+        split
     }
 }
 
