@@ -19,6 +19,17 @@ pub const ALL_LINEAR: &str = "all-linear";
 /// The name of the task head in `modules_to_save` and in PEFT files.
 pub const HEAD: &str = "head";
 
+/// How lora_a starts; lora_b starts at zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitLora {
+    /// Uniform in +-1/sqrt(in_features), PEFT's `true`: Kaiming's with a = sqrt(5).
+    #[default]
+    Kaiming,
+    /// Normal with standard deviation 1/rank, PEFT's `"gaussian"`.
+    Gaussian,
+}
+
 /// LoRA configuration.
 ///
 /// A pattern names a site by its whole dotted name (`layers.0.attn.q`), by the end of it (`attn.q`, `q`), or with `*` for any
@@ -46,6 +57,9 @@ pub struct LoraConfig {
     pub alpha_pattern: BTreeMap<String, f64>,
     /// Modules trained in full: [`HEAD`] or nothing.
     pub modules_to_save: Vec<String>,
+    /// How lora_a starts.
+    #[serde(default)]
+    pub init_lora_weights: InitLora,
 }
 
 impl Default for LoraConfig {
@@ -61,6 +75,7 @@ impl Default for LoraConfig {
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
             modules_to_save: Vec::new(),
+            init_lora_weights: InitLora::Kaiming,
         }
     }
 }

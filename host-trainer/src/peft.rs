@@ -13,7 +13,7 @@ use rankpatch_format::write::Network;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, LoraConfig, SiteFactors};
+use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, InitLora, LoraConfig, SiteFactors};
 use crate::{Error, Result, files};
 
 const CONFIG: &str = "adapter_config.json";
@@ -123,7 +123,10 @@ pub fn write(adapter: &FloatAdapter, base_name: &str, folder: &Path) -> Result<(
         alpha_pattern: other_alphas.map(|factors| (factors.site.name.clone(), factors.site.alpha)).collect(),
         bias: none(),
         fan_in_fan_out: false,
-        init_lora_weights: yes(),
+        init_lora_weights: match config.init_lora_weights {
+            InitLora::Kaiming => yes(),
+            InitLora::Gaussian => "gaussian".into(),
+        },
     };
     let extra = Extra {
         task: adapter.task.clone(),
@@ -265,6 +268,8 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
         rank_pattern: peft.rank_pattern,
         alpha_pattern: peft.alpha_pattern,
         modules_to_save: peft.modules_to_save.unwrap_or_default(),
+        // It says how training started, which does not matter any more.
+        init_lora_weights: InitLora::default(),
     })
 }
 

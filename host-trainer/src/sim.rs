@@ -219,7 +219,7 @@ impl Simulator {
     /// # Errors
     /// As [`Simulator::outputs`].
     pub fn negative_log_likelihoods<S: AsRef<[u16]> + Sync>(&self, sequences: &[S]) -> Result<Vec<f64>> {
-        self.map(sequences, |engine, sequence| text_nats(engine, sequence.as_ref()))
+        self.map(sequences, |engine, sequence| text_nats(engine, sequence.as_ref(), 0))
     }
 
     /// Measures `examples`: texts in bits per character, classes in accuracy. The counterpart of
@@ -229,7 +229,9 @@ impl Simulator {
     /// As [`Simulator::outputs`].
     pub fn evaluate(&self, examples: &[Example]) -> Result<Metric> {
         let results = self.map(examples, |engine, example| match (&example.sequence, example.target) {
-            (Sequence::Tokens(tokens), Target::Next { .. }) => Ok(Measured::Nats(text_nats(engine, tokens)?)),
+            (Sequence::Tokens(tokens), Target::Next { given, .. }) => {
+                Ok(Measured::Nats(text_nats(engine, tokens, given)?))
+            }
             (Sequence::Tokens(tokens), Target::Class(_)) => {
                 Ok(Measured::Outputs(engine.run_tokens(tokens)?.to_vec()))
             }
@@ -238,7 +240,7 @@ impl Simulator {
         let mut tally = Tally::new(metric_of(examples));
         for (example, result) in examples.iter().zip(results) {
             match (result, example.target) {
-                (Measured::Nats(nats), Target::Next { characters }) => tally.text(nats, characters),
+                (Measured::Nats(nats), Target::Next { characters, .. }) => tally.text(nats, characters),
                 (Measured::Outputs(outputs), Target::Class(class)) => tally.answer(&outputs, class),
                 // Features have classes, not texts: [`crate::train::TaskData`] refuses anything else.
                 _ => {}
@@ -350,12 +352,15 @@ enum Measured {
 }
 
 /// The negative log-likelihood of the tokens of a text after the first.
-fn text_nats(engine: &mut Engine<'_>, tokens: &[u16]) -> Result<f64> {
+/// The negative log-likelihood of `tokens` but the first one and `given` ones behind it.
+fn text_nats(engine: &mut Engine<'_>, tokens: &[u16], given: usize) -> Result<f64> {
     let Some((_, targets @ [_, ..])) = tokens.split_first() else { return Ok(0.0) };
     let mut nats = 0.0;
     // The last token is only ever a target.
     engine.run_tokens_each(&tokens[..targets.len()], |at, logits| {
-        nats += negative_log_likelihood(logits, usize::from(targets[at]));
+        if at >= given {
+            nats += negative_log_likelihood(logits, usize::from(targets[at]));
+        }
     })?;
     Ok(nats)
 }

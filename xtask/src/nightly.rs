@@ -39,7 +39,10 @@ pub(crate) fn fuzz(target: Option<&str>, runs: Option<u64>) -> Result<()> {
     for target in targets {
         let runs = format!("-runs={}", runs.unwrap_or(RUNS));
         // No unsafe code runs on the host, and without the address sanitizer there are several times as many executions.
-        cargo(&["fuzz", "run", "--sanitizer", "none", &target, "--", &runs], "and `cargo install cargo-fuzz`")?;
+        cargo(
+            &["fuzz", "run", "--sanitizer", "none", &target, "--", &runs],
+            "and `cargo install cargo-fuzz`",
+        )?;
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ fn damaged_frames_are_refused() {
 #[test]
 fn stuffing_is_cobs() {
     // A zero at each place around the end of a block, and none at all.
-    let step = if cfg!(miri) { 13 } else { 1 };
+    let step = if cfg!(miri) { 101 } else { 1 };
     for zero in (0..20).chain(240..270).chain(490..530).step_by(step) {
         let mut data = [7; 600];
         data[zero] = 0;

@@ -19,6 +19,9 @@ pub const REFUSED: u8 = 4;
 /// The device cannot be reached, does not answer, or its answers are damaged.
 pub const LINK_LOST: u8 = 5;
 
+/// The command was interrupted: 128 and the number of SIGINT, as shells count.
+pub const INTERRUPTED: u8 = 130;
+
 /// The codes with their meaning, for the help text.
 pub const HELP: &str = "\
 Exit codes:
@@ -27,7 +30,8 @@ Exit codes:
   2  wrong command line or task configuration
   3  an input file is missing, damaged, or does not fit the others
   4  the device refused the request; nothing has changed there
-  5  the device cannot be reached or does not answer";
+  5  the device cannot be reached or does not answer
+130  interrupted; a training run has written its checkpoint";
 
 /// Why a command ends without success.
 #[derive(Debug)]
@@ -177,6 +181,7 @@ impl From<TrainError> for Failure {
             | E::NoSite { .. }
             | E::SiteNotRead { .. }
             | E::Rank { .. } => USAGE,
+            E::Interrupted { .. } => INTERRUPTED,
             E::Base { .. } | E::Data { .. } => BAD_INPUT,
             _ => FAILURE,
         };

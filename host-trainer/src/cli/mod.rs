@@ -10,6 +10,7 @@ mod eval;
 pub mod exit;
 mod features;
 mod inspect;
+mod interrupt;
 mod key;
 mod labels;
 mod progress;

@@ -133,6 +133,9 @@ impl Reporter for Shown<'_, '_> {
                     metric.name, metric.value, metric.examples
                 ));
             }
+            Event::EarlyStopped { step, best_step, value } => {
+                self.line(&format!("step {step}: no better result since step {best_step} ({value:.4}), whose factors are kept"));
+            }
             Event::Saved { step } => self.line(&format!("step {step}: checkpoint written")),
             Event::Finished { steps, loss, seconds } => {
                 if let Some(bar) = &self.bar {

@@ -8,12 +8,13 @@ use serde::Serialize;
 
 use super::console::{Console, Format, fields, grouped};
 use super::exit::{FAILURE, Failure, Outcome};
+use super::interrupt;
 use super::progress::{Progress, Shown};
 use super::task::{LoadedBase, Overrides, digest, load_base};
 use crate::export::export;
 use crate::lora::FloatAdapter;
 use crate::sim::Simulator;
-use crate::train::{Metric, TaskData, TrainConfig, Trainer, evaluate_float};
+use crate::train::{Metric, TaskData, TrainConfig, TrainError, Trainer, evaluate_float};
 use crate::{files, peft};
 
 /// File of a run that can go on, in the output folder.
@@ -86,8 +87,14 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     if args.resume {
         trainer.resume(&checkpoint)?;
     }
+    trainer.stop_on(interrupt::flag());
     let start = std::time::Instant::now();
-    trainer.run(&mut Shown::new(console, args.progress), Some(&checkpoint))?;
+    let ran = trainer.run(&mut Shown::new(console, args.progress), Some(&checkpoint));
+    ran.map_err(|error| {
+        let interrupted = matches!(error, crate::Error::Train(TrainError::Interrupted { .. }));
+        let failure = Failure::from(error);
+        if interrupted { failure.hint("the same command with --resume goes on") } else { failure }
+    })?;
     let training_seconds = start.elapsed().as_secs_f64();
     let adapter = trainer.adapter()?;
     console.note("measuring with the device's code");

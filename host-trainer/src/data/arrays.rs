@@ -25,8 +25,8 @@ pub struct Arrays {
 /// [`Error::Io`], [`Error::Field`], [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::EmptyDataSet`].
 pub fn load(path: &Path) -> Result<Arrays> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| Error::field(path, "file", "safetensors", error))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|error| Error::field(path, "file", "safetensors", error))?;
     let names = label_names(path, &bytes)?;
     let missing = |tensor: &str, expected: &[usize]| Error::MissingTensor {
         path: path.to_path_buf(),
@@ -36,7 +36,12 @@ pub fn load(path: &Path) -> Result<Arrays> {
     };
     let features = file.tensor("features").map_err(|_| missing("features", &[0, 0, 0]))?;
     let &[examples, rows, width] = features.shape() else {
-        return Err(Error::field(path, "shape of features", "[examples, rows, width]", format!("{:?}", features.shape())));
+        return Err(Error::field(
+            path,
+            "shape of features",
+            "[examples, rows, width]",
+            format!("{:?}", features.shape()),
+        ));
     };
     if examples * rows * width == 0 {
         return Err(Error::EmptyDataSet { path: path.to_path_buf(), part: "training" });
@@ -58,7 +63,12 @@ pub fn load(path: &Path) -> Result<Arrays> {
     let name = |label: u64| match &names {
         None => Ok(label.to_string()),
         Some(names) => names.get(label as usize).cloned().ok_or_else(|| {
-            Error::field(path, "labels", format!("numbers below {}, one for each of {LABEL_NAMES}", names.len()), label)
+            Error::field(
+                path,
+                "labels",
+                format!("numbers below {}, one for each of {LABEL_NAMES}", names.len()),
+                label,
+            )
         }),
     };
     let labels = whole_numbers(path, &labels)?.into_iter().map(name).collect::<Result<Vec<_>>>()?;
@@ -72,7 +82,8 @@ fn label_names(path: &Path, bytes: &[u8]) -> Result<Option<Vec<String>>> {
     let Some(names) = metadata.metadata().as_ref().and_then(|entries| entries.get(LABEL_NAMES)) else {
         return Ok(None);
     };
-    let wrong = |error| Error::field(path, format!("metadata {LABEL_NAMES}"), "a JSON list of strings", error);
+    let wrong =
+        |error| Error::field(path, format!("metadata {LABEL_NAMES}"), "a JSON list of strings", error);
     serde_json::from_str(names).map(Some).map_err(wrong)
 }
 
@@ -83,7 +94,9 @@ fn whole_numbers(path: &Path, view: &TensorView<'_>) -> Result<Vec<u64>> {
         Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
         Dtype::U32 => bytes.as_chunks().0.iter().map(|b| i64::from(u32::from_le_bytes(*b))).collect(),
         Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-        other => return Err(Error::field(path, "type of labels", "I64, I32, U32 or U8", format!("{other:?}"))),
+        other => {
+            return Err(Error::field(path, "type of labels", "I64, I32, U32 or U8", format!("{other:?}")));
+        }
     };
     let number = |label: i64| {
         u64::try_from(label).map_err(|_| Error::field(path, "labels", "numbers, 0 or more", label))

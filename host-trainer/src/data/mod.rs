@@ -61,12 +61,7 @@ impl<E> Split<E> {
 impl<E> Split<E> {
     /// Sets `fraction` of the examples apart, chosen by `seed`, of every class the same fraction but never all: at least one
     /// example overall if there are two. Both parts keep their order.
-    pub fn seeded(
-        examples: Vec<E>,
-        fraction: f64,
-        seed: u64,
-        class: impl Fn(&E) -> Option<&str>,
-    ) -> Self {
+    pub fn seeded(examples: Vec<E>, fraction: f64, seed: u64, class: impl Fn(&E) -> Option<&str>) -> Self {
         let mut members: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
         for (index, example) in examples.iter().enumerate() {
             members.entry(class(example)).or_default().push(index);

@@ -90,8 +90,9 @@ pub fn json_lines(path: &Path) -> Result<Vec<Record>> {
             }
         });
         let found = || odd.unwrap_or_else(|| keys(object.keys().map(String::as_str)));
-        let record =
-            record.ok_or_else(|| Error::field(path, format!("line {number}"), format!("strings {FORMS}"), found()))?;
+        let record = record.ok_or_else(|| {
+            Error::field(path, format!("line {number}"), format!("strings {FORMS}"), found())
+        })?;
         Ok((number, record))
     });
     alike(path, records.collect::<Result<_>>()?)

@@ -20,6 +20,8 @@ pub enum Sequence {
 pub enum Target {
     /// Each token from those before it.
     Next {
+        /// Tokens at the start that are given and not learned, the first one not counted: those of a prompt.
+        given: usize,
         /// Characters of the text, its end included: what bits per character counts.
         characters: usize,
     },
@@ -72,8 +74,10 @@ impl Targets {
                 Sequence::Tokens(tokens) => {
                     ids.extend(tokens[..*length].iter().map(|id| u32::from(*id)));
                     ids.resize(index * rows, 0);
-                    if let Target::Next { .. } = example.target {
+                    if let Target::Next { given, .. } = example.target {
+                        let start = targets.len();
                         targets.extend(tokens[1..].iter().map(|id| u32::from(*id)));
+                        weights.resize((start + given).min(targets.len()), 0.0);
                         weights.resize(targets.len(), 1.0);
                         targets.resize(index * rows, 0);
                         weights.resize(index * rows, 0.0);
@@ -167,7 +171,7 @@ mod tests {
     fn text(ids: &[u16]) -> Example {
         Example {
             sequence: Sequence::Tokens(ids.to_vec()),
-            target: Target::Next { characters: ids.len().saturating_sub(1) },
+            target: Target::Next { given: 0, characters: ids.len().saturating_sub(1) },
         }
     }
 
@@ -178,6 +182,14 @@ mod tests {
         assert_eq!((batch.sequences, batch.rows, batch.lengths), (2, 3, vec![3, 1]));
         assert_eq!(targets, [7, 8, 2, 9, 0, 0]);
         assert_eq!(weights, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_prompt_is_read_and_not_learned() {
+        let example = Example { target: Target::Next { given: 2, characters: 1 }, ..text(&[1, 7, 8, 9, 2]) };
+        let Targets { targets, weights, .. } = Targets::new(&[example, text(&[1, 5])], 0);
+        assert_eq!(targets, [7, 8, 9, 2, 5, 0, 0, 0]);
+        assert_eq!(weights, [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::TrainConfig;
+use super::stopping::Best;
 use crate::optim::{AdamWState, Moments};
 use crate::{Error, Result, files};
 
@@ -25,6 +26,9 @@ struct Header {
     step: u64,
     optimizer_step: u64,
     config: TrainConfig,
+    /// With early stopping: the best result.
+    #[serde(default)]
+    best: Option<Best>,
 }
 
 const VERSION: u32 = 1;
@@ -39,6 +43,9 @@ pub(crate) struct Checkpoint {
     /// Shape and row-major values of the trained tensors.
     pub(crate) values: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
     pub(crate) state: AdamWState,
+    pub(crate) best: Option<Best>,
+    /// The trained tensors at the best result.
+    pub(crate) best_values: BTreeMap<String, Vec<f32>>,
 }
 
 impl Checkpoint {
@@ -49,6 +56,7 @@ impl Checkpoint {
             step: self.step,
             optimizer_step: self.state.step,
             config: self.config.clone(),
+            best: self.best,
         };
         let header =
             serde_json::to_string(&header).map_err(|error| Error::field(path, "header", "JSON", error))?;
@@ -60,6 +68,9 @@ impl Checkpoint {
             for (part, values) in [("m", &moments.m), ("v", &moments.v)] {
                 tensors.push((format!("{part}/{name}"), vec![values.len()], files::f32_bytes(values)));
             }
+        }
+        for (name, values) in &self.best_values {
+            tensors.push((format!("best/{name}"), vec![values.len()], files::f32_bytes(values)));
         }
         let views = tensors
             .iter()
@@ -86,6 +97,7 @@ impl Checkpoint {
         }
         let file = SafeTensors::deserialize(&bytes).map_err(no_safetensors)?;
         let mut values = BTreeMap::new();
+        let mut best_values = BTreeMap::new();
         let mut moments: BTreeMap<String, Moments> = BTreeMap::new();
         for (name, view) in file.iter() {
             let numbers = files::f32_values(path, name, &view)?;
@@ -93,16 +105,27 @@ impl Checkpoint {
                 Some(("value", name)) => {
                     values.insert(name.to_owned(), (view.shape().to_vec(), numbers));
                 }
+                Some(("best", name)) => {
+                    best_values.insert(name.to_owned(), numbers);
+                }
                 Some((part @ ("m" | "v"), name)) => {
                     let empty = || Moments { m: Vec::new(), v: Vec::new() };
                     let moments = moments.entry(name.to_owned()).or_insert_with(empty);
                     *(if part == "m" { &mut moments.m } else { &mut moments.v }) = numbers;
                 }
-                _ => return Err(Error::field(path, "tensor name", "value/, m/ or v/ and a name", name)),
+                _ => {
+                    return Err(Error::field(
+                        path,
+                        "tensor name",
+                        "value/, best/, m/ or v/ and a name",
+                        name,
+                    ));
+                }
             }
         }
         let state = AdamWState { step: header.optimizer_step, moments };
-        Ok(Self { config: header.config, base_id: header.base_id, step: header.step, values, state })
+        let Header { config, base_id, step, best, .. } = header;
+        Ok(Self { config, base_id, step, values, state, best, best_values })
     }
 
     /// Checks that this is a checkpoint of the run that `config` describes.
@@ -113,7 +136,11 @@ impl Checkpoint {
         let fields = |config: &TrainConfig| serde_json::to_value(config).unwrap_or_default();
         let (own, saved) = (fields(config), fields(&self.config));
         // Where a run reads its files and where it computes may change; what it computes may not.
-        let free = ["base", "data", "device", "eval_steps", "save_steps", "sequence"];
+        let mut free = vec!["base", "data", "test_data", "device", "save_steps", "sequence"];
+        // Early stopping depends on when it looks.
+        if config.early_stopping_patience == 0 {
+            free.push("eval_steps");
+        }
         let own = own.as_object().into_iter().flatten().filter(|(key, _)| !free.contains(&key.as_str()));
         for (key, value) in own {
             if saved.get(key) != Some(value) {

@@ -1,5 +1,7 @@
 //! The examples of a task: what the loaders read, as the network takes it.
 
+mod texts;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -9,10 +11,11 @@ use rayon::prelude::*;
 
 use super::batches::{Example, Sequence, Target};
 use super::{DatasetKind, TrainConfig, TrainError};
-use crate::Result;
+use crate::data::arrays::{self, Arrays};
 use crate::data::{Classes, Labelled, Split, signal, text};
 use crate::executor::Model;
 use crate::features::{Mfcc, mfcc};
+use crate::{Error, Result};
 
 /// Seed of the split of data sets that have none of their own, whatever the seed of a run: what is set apart stays apart.
 const SPLIT_SEED: u64 = 0;
@@ -31,8 +34,8 @@ pub struct TaskData {
 }
 
 impl TaskData {
-    /// Reads a task's data set as `base` takes it: names letter by letter, requests as the device's tokenizer splits them, recordings
-    /// as cepstral coefficients.
+    /// Reads a task's data set as `base` takes it: texts as the device's tokenizer splits them (names letter by letter),
+    /// recordings as cepstral coefficients, feature arrays as they are.
     ///
     /// # Errors
     /// What the loaders refuse: a missing file, a line that does not fit, one class only, nothing to train on.
@@ -44,6 +47,12 @@ impl TaskData {
         };
         let tokenizer = base.tokenizer();
         match config.dataset {
+            DatasetKind::Jsonl | DatasetKind::Csv | DatasetKind::Text => {
+                let tokenizer = tokenizer.ok_or_else(|| wrong("a base that reads text"))?;
+                texts::load(config, base, &tokenizer)
+            }
+            DatasetKind::Features if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
+            DatasetKind::Features => features(config),
             DatasetKind::Names => {
                 names(&config.data, &tokenizer.ok_or_else(|| wrong("a base that reads text"))?)
             }
@@ -75,7 +84,7 @@ impl TaskData {
                 let rows = example.rows(self.width);
                 if rows == 0 || rows > model.max_rows() {
                     return fail(
-                        format!("1 to {} rows of input", model.max_rows()),
+                        format!("1 to {} rows of input (max_length cuts texts)", model.max_rows()),
                         format!("{rows} in {part} example {index}"),
                     );
                 }
@@ -132,6 +141,29 @@ fn intents(folder: &Path, base: &Base<'_>, max_length: Option<usize>) -> Result<
     Ok(TaskData { train: examples(&split.train)?, test: examples(&split.test)?, labels, width: 0 })
 }
 
+/// Feature arrays with their classes.
+fn features(config: &TrainConfig) -> Result<TaskData> {
+    let Arrays { examples, width } = arrays::load(&config.data)?;
+    let split = match &config.test_data {
+        None => Split::seeded(examples, config.test_fraction, config.split_seed, |(_, label)| Some(label)),
+        Some(path) => {
+            let test = arrays::load(path)?;
+            if test.width != width {
+                let what = "width of features";
+                return Err(Error::field(path, what, format!("{width} as in the training part"), test.width));
+            }
+            Split { train: examples, test: test.examples }
+        }
+    };
+    let Classes { labels, split } = Classes::new(&config.data, split.train, split.test)?;
+    let example = |Labelled { input, label }| Example {
+        sequence: Sequence::Features(input),
+        target: Target::Class(label),
+    };
+    let examples = |part: Vec<Labelled<Vec<f32>>>| part.into_iter().map(example).collect();
+    Ok(TaskData { train: examples(split.train), test: examples(split.test), labels, width })
+}
+
 fn speakers(folder: &Path) -> Result<TaskData> {
     let Classes { labels, split } = signal::spoken_digits(folder, signal::Target::Speaker)?;
     let front_end = Mfcc::new();
@@ -173,7 +205,7 @@ impl Letters {
         let ids = [self.bos].into_iter().chain(letters).chain([self.bos]).collect();
         Example {
             sequence: Sequence::Tokens(ids),
-            target: Target::Next { characters: text.chars().count() + 1 },
+            target: Target::Next { given: 0, characters: text.chars().count() + 1 },
         }
     }
 }

@@ -119,6 +119,14 @@ pub enum TrainError {
         /// Its loss.
         loss: f64,
     },
+    /// The run was asked to stop, and did after the step under way.
+    #[error("stopped after step {step} of {steps}")]
+    Interrupted {
+        /// Steps taken.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+    },
     /// A device that this program or machine does not have.
     #[error("device: expected one that this build and machine have, found {found:?}: {reason}")]
     Device {

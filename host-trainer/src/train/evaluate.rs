@@ -66,7 +66,7 @@ fn measure(
                 let outputs = rows.next().map_or(&[][..], |(outputs, _)| outputs);
                 tally.answer(outputs, class);
             }
-            Target::Next { characters } => {
+            Target::Next { characters, .. } => {
                 let counted = rows.by_ref().take(batch.rows).filter(|(_, (_, weight))| **weight > 0.0);
                 let nats = counted
                     .map(|(logits, (target, _))| negative_log_likelihood(logits, *target as usize))

@@ -13,6 +13,7 @@ mod evaluate;
 mod metric;
 mod report;
 mod run;
+mod stopping;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -83,6 +83,15 @@ pub enum Event<'a> {
         /// Steps taken so far.
         step: u64,
     },
+    /// The run ends early, with the factors of its best result.
+    EarlyStopped {
+        /// Steps taken.
+        step: u64,
+        /// Steps taken at the best result.
+        best_step: u64,
+        /// The best result.
+        value: f64,
+    },
     /// The run is over.
     Finished {
         /// Steps taken.

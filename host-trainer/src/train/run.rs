@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::backprop::GradStore;
@@ -18,10 +19,11 @@ use super::checkpoint::Checkpoint;
 use super::config::DeviceKind;
 use super::evaluate::evaluate_float;
 use super::report::{Event, Phase, Reporter};
+use super::stopping::Patience;
 use super::watch::Watch;
 use super::{TaskData, TrainConfig, TrainError};
 use crate::executor::{Factors, Model, TaskHead};
-use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, SiteFactors};
+use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, InitLora, SiteFactors};
 use crate::optim::{AdamW, Param};
 use crate::rng::Rng;
 use crate::schedule::Schedule;
@@ -47,6 +49,8 @@ pub struct Trainer {
     schedule: Schedule,
     order: Order,
     watch: Watch,
+    patience: Patience,
+    stop: Option<&'static AtomicBool>,
     step: u64,
     /// First step that is quantization-aware.
     quantized_from: u64,
@@ -73,8 +77,9 @@ pub fn open_device(kind: DeviceKind) -> Result<Device> {
     match kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
         DeviceKind::Auto => Ok(Device::cuda_if_available(0)?),
-        DeviceKind::Cuda => Device::new_cuda(0).map_err(|error| {
-            TrainError::Device { found: "cuda".into(), reason: error.to_string().trim_end().into() }.into()
+        DeviceKind::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|error| {
+            let reason = error.to_string().trim_end().into();
+            TrainError::Device { found: format!("cuda:{ordinal}"), reason }.into()
         }),
     }
 }
@@ -96,7 +101,10 @@ impl Trainer {
     /// # Errors
     /// Those of [`crate::lora::LoraConfig::bind`]; [`TrainError::Base`] if the network is not quantized,
     /// [`TrainError::Data`] if the examples do not fit it or have fewer than two classes, [`TrainError::Device`].
-    pub fn new(config: TrainConfig, network: &Network, data: TaskData) -> Result<Self> {
+    pub fn new(mut config: TrainConfig, network: &Network, data: TaskData) -> Result<Self> {
+        if config.dataset.classifies().is_none() && !data.labels.is_empty() {
+            config.lora.modules_to_save = vec![HEAD.into()];
+        }
         let device = open_device(config.device)?;
         let classifies = !config.lora.modules_to_save.is_empty();
         let read = if classifies { network.features } else { network.output };
@@ -114,7 +122,11 @@ impl Trainer {
         for site in &sites {
             let (lora_a, lora_b) = factor_names(&site.name);
             let mut rng = Rng::new(config.seed, &format!("init/{}", site.name));
-            let values = rng.kaiming_uniform(site.in_features, site.rank * site.in_features);
+            let count = site.rank * site.in_features;
+            let values = match config.lora.init_lora_weights {
+                InitLora::Kaiming => rng.kaiming_uniform(site.in_features, count),
+                InitLora::Gaussian => (0..count).map(|_| rng.normal() / site.rank as f32).collect(),
+            };
             let a = Var::from_vec(values, (site.rank, site.in_features), &device)?;
             let b = Var::zeros((site.out_features, site.rank), candle_core::DType::F32, &device)?;
             params.insert(lora_a, Param::new(a));
@@ -135,8 +147,10 @@ impl Trainer {
         Ok(Self {
             schedule: config.schedule(steps),
             quantized_from: config.first_quantized_step(steps),
-            order: Order::new(config.seed, data.train.len(), config.batch_size),
+            order: Order::new(config.seed, data.train.len(), config.effective_batch()),
             watch: Watch::new(params.keys().cloned()),
+            patience: Patience::new(config.early_stopping_patience),
+            stop: None,
             optimizer: AdamW::new(params, config.optimizer)?,
             base_name: network.name.clone(),
             base_id: network.id(),
@@ -149,10 +163,16 @@ impl Trainer {
         })
     }
 
-    /// Trains from where the run stands to its end. With a path, writes a checkpoint there every `save_steps` steps.
+    /// Has [`run`](Self::run) stop after the step under way once `flag` is set.
+    pub fn stop_on(&mut self, flag: &'static AtomicBool) {
+        self.stop = Some(flag);
+    }
+
+    /// Trains from where the run stands to its end. With a path, writes a checkpoint there every `save_steps` steps, and when it
+    /// is stopped.
     ///
     /// # Errors
-    /// [`TrainError::Diverged`], [`TrainError::NoGradient`], and what the operators and the file system refuse.
+    /// [`TrainError::Diverged`], [`TrainError::NoGradient`], [`TrainError::Interrupted`], and what the operators and the file system refuse.
     pub fn run(&mut self, reporter: &mut dyn Reporter, checkpoint: Option<&Path>) -> Result<()> {
         let start = Instant::now();
         let steps = self.schedule.steps;
@@ -186,20 +206,65 @@ impl Trainer {
                 tokens_per_second: rows as f64 / start.elapsed().as_secs_f64().max(1e-9),
             });
             if every(self.config.eval_steps, self.step) && self.step < steps {
-                let metric = evaluate_float(&self.model, Some(&self.adapter()?), &self.data.test)?;
-                reporter.event(&Event::Evaluated { step: self.step, metric });
+                self.evaluate(reporter)?;
             }
             if let Some(path) = checkpoint.filter(|_| every(self.config.save_steps, self.step)) {
                 self.save(path)?;
                 reporter.event(&Event::Saved { step: self.step });
             }
+            if self.patience.is_over() {
+                break;
+            }
+            if self.step < steps && self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                if let Some(path) = checkpoint {
+                    self.save(path)?;
+                    reporter.event(&Event::Saved { step: self.step });
+                }
+                return Err(TrainError::Interrupted { step: self.step, steps }.into());
+            }
         }
         self.watch.finish()?;
-        let metric = evaluate_float(&self.model, Some(&self.adapter()?), &self.data.test)?;
-        reporter.event(&Event::Evaluated { step: self.step, metric });
+        if !self.patience.is_over() {
+            self.evaluate(reporter)?;
+        }
+        self.keep_best(reporter)?;
+        let steps = self.step;
         let loss = recent / f64::from(recent_steps.max(1));
         reporter.event(&Event::Finished { steps, loss, seconds: start.elapsed().as_secs_f64() });
         Ok(())
+    }
+
+    /// Measures the float factors on the part that is set apart.
+    fn evaluate(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
+        let metric = evaluate_float(&self.model, Some(&self.adapter()?), &self.data.test)?;
+        reporter.event(&Event::Evaluated { step: self.step, metric });
+        if self.patience.limit > 0 && self.patience.hear(self.step, &metric) {
+            self.patience.values =
+                self.values()?.into_iter().map(|(name, (_, values))| (name, values)).collect();
+        }
+        Ok(())
+    }
+
+    /// With early stopping: goes back to the factors of the best result.
+    fn keep_best(&mut self, reporter: &mut dyn Reporter) -> Result<()> {
+        let Some(best) = self.patience.best.filter(|best| best.step < self.step) else { return Ok(()) };
+        for (name, param) in self.optimizer.params() {
+            if let Some(values) = self.patience.values.get(name) {
+                param.var.set(&Tensor::from_slice(values, param.var.dims(), self.model.device())?)?;
+            }
+        }
+        reporter.event(&Event::EarlyStopped { step: self.step, best_step: best.step, value: best.value });
+        Ok(())
+    }
+
+    /// Shape and values of every trained tensor.
+    fn values(&self) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+        let params = self.optimizer.params().iter();
+        let values = params.map(|(name, param)| {
+            let host = param.var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
+            Ok((name.clone(), (param.var.dims().to_vec(), host)))
+        });
+        values.collect()
     }
 
     /// Takes one step.
@@ -211,8 +276,9 @@ impl Trainer {
         let examples = &self.data.train;
         let drawn = self.order.step(self.step).to_vec();
         let rows = drawn.iter().map(|index| examples[*index].rows(width)).sum();
-        let parts: Vec<Targets> = split_by_length(&drawn, |index| examples[index].rows(width), PART_OVERHEAD)
-            .iter()
+        let parts: Vec<Targets> = drawn
+            .chunks(self.config.batch_size)
+            .flat_map(|batch| split_by_length(batch, |index| examples[index].rows(width), PART_OVERHEAD))
             .map(|part| Targets::new(part.iter().map(|index| &examples[*index]), width))
             .collect();
 
@@ -313,14 +379,16 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut values = BTreeMap::new();
-        for (name, param) in self.optimizer.params() {
-            let host = param.var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
-            values.insert(name.clone(), (param.var.dims().to_vec(), host));
+        Checkpoint {
+            config: self.config.clone(),
+            base_id: self.base_id,
+            step: self.step,
+            values: self.values()?,
+            state: self.optimizer.state().clone(),
+            best: self.patience.best,
+            best_values: self.patience.values.clone(),
         }
-        let state = self.optimizer.state().clone();
-        Checkpoint { config: self.config.clone(), base_id: self.base_id, step: self.step, values, state }
-            .write(path)
+        .write(path)
     }
 
     /// Goes on from a checkpoint of the same configuration on the same base.
@@ -347,6 +415,7 @@ impl Trainer {
             param.var.set(&values)?;
         }
         self.step = checkpoint.step;
+        (self.patience.best, self.patience.values) = (checkpoint.best, checkpoint.best_values);
         // The first part of the run has watched already.
         self.watch = Watch::new(std::iter::empty());
         Ok(())

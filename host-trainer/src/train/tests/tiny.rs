@@ -76,7 +76,10 @@ pub(super) fn texts() -> TaskData {
     let mut text = || {
         let (first, len) = (rng.below(VOCAB.into()) as u16, 2 + rng.below(8) as u16);
         let ids = (0..len).map(|i| (first + 3 * i) % VOCAB).collect();
-        Example { sequence: Sequence::Tokens(ids), target: Target::Next { characters: usize::from(len) - 1 } }
+        Example {
+            sequence: Sequence::Tokens(ids),
+            target: Target::Next { given: 0, characters: usize::from(len) - 1 },
+        }
     };
     let train = (0..60).map(|_| text()).collect();
     let test = (0..20).map(|_| text()).collect();
