@@ -172,6 +172,15 @@ impl From<std::io::Error> for Failure {
 impl From<TrainError> for Failure {
     fn from(error: TrainError) -> Self {
         use TrainError as E;
+        let hint = match &error {
+            E::Device { .. } => {
+                Some("--device cpu trains on the processor; CUDA needs a build with `--features cuda`")
+            }
+            E::Diverged { .. } => {
+                Some("--learning-rate lower, --warmup-steps more; --resume goes on from the last checkpoint")
+            }
+            _ => None,
+        };
         let code = match &error {
             E::Toml { .. }
             | E::UnknownKey { .. }
@@ -185,6 +194,6 @@ impl From<TrainError> for Failure {
             E::Base { .. } | E::Data { .. } => BAD_INPUT,
             _ => FAILURE,
         };
-        Self::new(code, error)
+        Self { hint: hint.map(Into::into), ..Self::new(code, error) }
     }
 }

@@ -1,5 +1,7 @@
 //! `rankpatch train`: from a task's file to an adapter on disk, measured with the device's own code.
 
+mod plan;
+
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::adapter::Adapter;
@@ -16,6 +18,7 @@ use crate::lora::FloatAdapter;
 use crate::sim::Simulator;
 use crate::train::{Metric, TaskData, TrainConfig, TrainError, Trainer, evaluate_float};
 use crate::{files, peft};
+use plan::Plan;
 
 /// File of a run that can go on, in the output folder.
 const CHECKPOINT: &str = "checkpoint.safetensors";
@@ -35,6 +38,9 @@ pub(super) struct Args {
     /// Go on from the checkpoint in the output folder
     #[arg(long)]
     resume: bool,
+    /// Show what would be trained, and train nothing
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// How to show the run
     #[arg(long, value_enum, default_value_t)]
     progress: Progress,
@@ -83,6 +89,10 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let data = TaskData::load(&config, &base.image.base()?)?;
     let sequence = config.sequence;
     let mut trainer = Trainer::new(config, &base.network, data)?;
+    if args.dry_run {
+        let plan = Plan::new(&trainer, &base, sequence)?;
+        return console.print(args.format, &plan, Plan::text);
+    }
     let checkpoint = out.join(CHECKPOINT);
     if args.resume {
         trainer.resume(&checkpoint)?;

@@ -26,18 +26,22 @@ struct Header {
     step: u64,
     optimizer_step: u64,
     config: TrainConfig,
+    /// What the run learns from.
+    data: String,
     /// With early stopping: the best result.
     #[serde(default)]
     best: Option<Best>,
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A run at the end of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Checkpoint {
     pub(crate) config: TrainConfig,
     pub(crate) base_id: BaseId,
+    /// [`TaskData::digest`](super::TaskData) of what the run learns from.
+    pub(crate) data: String,
     /// Steps taken.
     pub(crate) step: u64,
     /// Shape and row-major values of the trained tensors.
@@ -56,6 +60,7 @@ impl Checkpoint {
             step: self.step,
             optimizer_step: self.state.step,
             config: self.config.clone(),
+            data: self.data.clone(),
             best: self.best,
         };
         let header =
@@ -124,14 +129,14 @@ impl Checkpoint {
             }
         }
         let state = AdamWState { step: header.optimizer_step, moments };
-        let Header { config, base_id, step, best, .. } = header;
-        Ok(Self { config, base_id, step, values, state, best, best_values })
+        let Header { config, base_id, step, data, best, .. } = header;
+        Ok(Self { config, base_id, data, step, values, state, best, best_values })
     }
 
-    /// Checks that this is a checkpoint of the run that `config` describes.
-    pub(crate) fn check(&self, path: &Path, config: &TrainConfig, base_id: BaseId) -> Result<()> {
+    /// Checks that this is a checkpoint of the run that `config` describes, on this base and these data.
+    pub(crate) fn check(&self, path: &Path, config: &TrainConfig, base_id: BaseId, data: &str) -> Result<()> {
         if self.base_id != base_id {
-            return Err(Error::field(path, "base", base_id, self.base_id));
+            return Err(Error::field(path, "base of the saved run", base_id, self.base_id));
         }
         let fields = |config: &TrainConfig| serde_json::to_value(config).unwrap_or_default();
         let (own, saved) = (fields(config), fields(&self.config));
@@ -147,6 +152,9 @@ impl Checkpoint {
                 let found = saved.get(key).map_or_else(|| "nothing".into(), ToString::to_string);
                 return Err(Error::field(path, format!("{key} of the saved run"), value, found));
             }
+        }
+        if self.data != data {
+            return Err(Error::field(path, "digest of the saved run's data", data, &self.data));
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use rankpatch_format::base::Base;
 use rankpatch_format::tokenizer::Tokenizer;
 use rayon::prelude::*;
+use sha2::{Digest as _, Sha256};
 
 use super::batches::{Example, Sequence, Target};
 use super::{DatasetKind, TrainConfig, TrainError};
@@ -61,6 +62,34 @@ impl TaskData {
             DatasetKind::Speakers if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
             DatasetKind::Speakers => speakers(&config.data),
         }
+    }
+
+    /// A number that tells these examples from others: SHA-256 over them, its first 16 hexadecimal digits.
+    pub(crate) fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for part in [&self.train, &self.test] {
+            hash.update(part.len().to_le_bytes());
+            for example in part {
+                match &example.sequence {
+                    Sequence::Tokens(ids) => {
+                        hash.update(ids.len().to_le_bytes());
+                        ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+                    }
+                    Sequence::Features(values) => {
+                        hash.update(values.len().to_le_bytes());
+                        values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+                    }
+                }
+                let (kind, number) = match example.target {
+                    Target::Next { given, .. } => (0_u8, given),
+                    Target::Class(class) => (1, class),
+                };
+                hash.update([kind]);
+                hash.update(number.to_le_bytes());
+            }
+        }
+        self.labels.iter().for_each(|label| hash.update(format!("{label}\n")));
+        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Checks that the examples fit a network and the kind of task.

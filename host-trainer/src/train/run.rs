@@ -40,6 +40,7 @@ const FINAL_STEPS: u64 = 50;
 pub struct Trainer {
     config: TrainConfig,
     data: TaskData,
+    data_digest: String,
     model: Model,
     base_name: String,
     base_id: BaseId,
@@ -155,6 +156,7 @@ impl Trainer {
             base_name: network.name.clone(),
             base_id: network.id(),
             step: 0,
+            data_digest: data.digest(),
             config,
             data,
             model,
@@ -180,7 +182,7 @@ impl Trainer {
             task: &self.config.task,
             base: &self.base_name,
             sites: self.sites.len(),
-            trained: self.optimizer.params().values().map(|param| param.var.elem_count()).sum(),
+            trained: self.trained(),
             examples: self.data.train.len(),
             test_examples: self.data.test.len(),
             first_step: self.step,
@@ -330,6 +332,21 @@ impl Trainer {
         self.schedule.steps
     }
 
+    /// The first step of the quantization-aware part.
+    pub fn first_quantized_step(&self) -> u64 {
+        self.quantized_from
+    }
+
+    /// Numbers that are trained.
+    pub fn trained(&self) -> usize {
+        self.optimizer.params().values().map(|param| param.var.elem_count()).sum()
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
     /// The base on the training device.
     pub fn model(&self) -> &Model {
         &self.model
@@ -382,6 +399,7 @@ impl Trainer {
         Checkpoint {
             config: self.config.clone(),
             base_id: self.base_id,
+            data: self.data_digest.clone(),
             step: self.step,
             values: self.values()?,
             state: self.optimizer.state().clone(),
@@ -397,7 +415,7 @@ impl Trainer {
     /// [`Error::Io`]; [`Error::Field`] if the checkpoint is of another run. Nothing is changed then.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         let checkpoint = Checkpoint::read(path)?;
-        checkpoint.check(path, &self.config, self.base_id)?;
+        checkpoint.check(path, &self.config, self.base_id, &self.data_digest)?;
         let mut values = Vec::new();
         for (name, param) in self.optimizer.params() {
             let (dims, host) = checkpoint

@@ -1,0 +1,148 @@
+//! `rankpatch train --dry-run`: what a run would train, write and need.
+
+use std::fmt::Write as _;
+
+use rankpatch_format::adapter::Adapter;
+use rankpatch_format::write::Tensor;
+use serde::Serialize;
+
+use super::super::console::{fields, grouped};
+use super::super::exit::Outcome;
+use super::super::task::LoadedBase;
+use crate::export::export;
+use crate::lora::BoundSite;
+use crate::train::Trainer;
+
+/// Bytes of an f32.
+const FLOAT: usize = 4;
+
+/// A run before its first step.
+#[derive(Debug, Serialize)]
+pub(super) struct Plan {
+    task: String,
+    base: String,
+    base_id: String,
+    sites: Vec<BoundSite>,
+    /// Numbers trained: factors and head.
+    trained: usize,
+    /// Numbers of the base, which stay as they are.
+    frozen: usize,
+    payload_bytes: usize,
+    adapter_file_bytes: usize,
+    examples: usize,
+    test_examples: usize,
+    labels: Vec<String>,
+    steps: u64,
+    first_quantized_step: u64,
+    examples_per_step: usize,
+    memory: Memory,
+}
+
+/// Bytes that training holds besides activations, which depend on the length of the examples.
+#[derive(Debug, Serialize)]
+struct Memory {
+    base_bytes: usize,
+    /// Values, gradients and both moments of AdamW.
+    trained_bytes: usize,
+    /// The same if every number of the base were trained.
+    full_fine_tuning_bytes: usize,
+}
+
+impl Plan {
+    pub(super) fn new(trainer: &Trainer, base: &LoadedBase, sequence: u32) -> Outcome<Self> {
+        let adapter = trainer.adapter()?;
+        // The self-test's digest has the same length whatever it is.
+        let exported = export(&adapter, &base.network, sequence, |_| Ok(0))?;
+        let image = base.image.base()?;
+        let payload_bytes = Adapter::new(&exported.file, &image)?.payload_bytes();
+        let trained = trainer.trained();
+        let elements = |tensor: &Tensor| tensor.shape().rows as usize * tensor.shape().cols as usize;
+        let frozen = base.network.tensors.iter().map(elements).sum();
+        let data = trainer.data();
+        Ok(Self {
+            task: adapter.task.clone(),
+            base: base.network.name.clone(),
+            base_id: adapter.base_id.to_string(),
+            sites: adapter.sites.into_iter().map(|factors| factors.site).collect(),
+            trained,
+            frozen,
+            payload_bytes,
+            adapter_file_bytes: exported.file.len(),
+            examples: data.train.len(),
+            test_examples: data.test.len(),
+            labels: data.labels.clone(),
+            steps: trainer.steps(),
+            first_quantized_step: trainer.first_quantized_step(),
+            examples_per_step: trainer.config().effective_batch().min(data.train.len()),
+            memory: Memory {
+                base_bytes: FLOAT * frozen,
+                trained_bytes: 4 * FLOAT * trained,
+                full_fine_tuning_bytes: 4 * FLOAT * (frozen + trained),
+            },
+        })
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        let width = self.sites.iter().map(|site| site.name.len()).max().unwrap_or(0);
+        let _ = writeln!(
+            text,
+            "{:width$} {:>6} {:>6} {:>5} {:>8} {:>9}",
+            "site", "in", "out", "rank", "scaling", "numbers"
+        );
+        for site in &self.sites {
+            let numbers = site.rank * (site.in_features + site.out_features);
+            let BoundSite { name, in_features, out_features, rank, scaling, .. } = site;
+            let _ = writeln!(
+                text,
+                "{name:width$} {in_features:>6} {out_features:>6} {rank:>5} {scaling:>8.3} {:>9}",
+                grouped(numbers)
+            );
+        }
+        let labels = if self.labels.is_empty() { "none".into() } else { self.labels.join(", ") };
+        let Memory { base_bytes, trained_bytes, full_fine_tuning_bytes } = self.memory;
+        text + &fields(&[
+            ("task", format!("{} on {} ({})", self.task, self.base, self.base_id)),
+            (
+                "trained",
+                format!(
+                    "{} numbers in {} sites, beside {} that stay",
+                    grouped(self.trained),
+                    self.sites.len(),
+                    grouped(self.frozen)
+                ),
+            ),
+            (
+                "file",
+                format!(
+                    "{} bytes, payload {}",
+                    grouped(self.adapter_file_bytes),
+                    grouped(self.payload_bytes)
+                ),
+            ),
+            (
+                "examples",
+                format!("{} to train, {} to measure", grouped(self.examples), grouped(self.test_examples)),
+            ),
+            ("classes", labels),
+            (
+                "steps",
+                format!(
+                    "{} of {} examples, quantization-aware from step {}",
+                    grouped(self.steps),
+                    grouped(self.examples_per_step),
+                    grouped(self.first_quantized_step)
+                ),
+            ),
+            (
+                "memory",
+                format!(
+                    "base {} bytes, factors with gradients and moments {} (all of the base: {}), and activations",
+                    grouped(base_bytes),
+                    grouped(trained_bytes),
+                    grouped(full_fine_tuning_bytes)
+                ),
+            ),
+        ])
+    }
+}
