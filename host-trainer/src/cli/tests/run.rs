@@ -146,6 +146,138 @@ fn a_task_is_trained_exported_and_measured() {
     assert_eq!(folder["metric"]["value"], metric["adapter_device"], "a PEFT folder exports to the same file");
 }
 
+/// Users' own files: prompts and completions, classes, texts in windows, feature arrays.
+#[test]
+fn own_data_are_trained_on() {
+    let fixture = Fixture::new();
+    let task = |name: &str, rest: &str| {
+        let base = if name == "arrays" { "encoder" } else { "decoder" };
+        let text = format!(
+            "task = \"{name}\"\nbase = \"{base}.rpb\"\nsteps = 40\nbatch_size = 8\nlr = 2e-2\ndevice = \"cpu\"\n{rest}"
+        );
+        fixture.write(&format!("{name}.toml"), text.as_bytes());
+        fixture.run(&format!("train @{name}.toml --out @{name} --format json")).json()
+    };
+    let lines = |line: &dyn Fn(usize) -> String| (0..60).map(|at| line(at) + "\n").collect::<String>();
+    let letter = |at: usize| ["a", "b", "c"][at % 3];
+    let pairs = lines(&|at| {
+        format!("{{\"prompt\": \"{}\", \"completion\": \"{}\"}}", letter(at).repeat(2), letter(at + 1))
+    });
+    fixture.write("pairs.jsonl", pairs.as_bytes());
+    let pairs = task("pairs", "dataset = \"jsonl\"\ndata = \"pairs.jsonl\"\n");
+    assert_eq!(pairs["metric"]["examples"], 6);
+    let found = pairs["metric"]["adapter_device"].as_f64().unwrap();
+    assert!(found < 0.5 * pairs["metric"]["base"].as_f64().unwrap(), "{pairs}");
+    let said =
+        fixture.run("sim --base @decoder.rpb --adapter @pairs/pairs.rpa --prompt bb --max-tokens 2").text();
+    assert!(said.starts_with("bb c"), "{said:?}");
+
+    let classes = lines(&|at| {
+        format!("{},{}", letter(at).repeat(1 + at % 4), if at % 3 == 1 { "beta" } else { "other" })
+    });
+    fixture.write("classes.csv", format!("text,label\n{classes}").as_bytes());
+    let classes = task("classes", "dataset = \"csv\"\ndata = \"classes.csv\"\ntest_fraction = 0.25\n");
+    assert_eq!(
+        (classes["metric"]["name"].as_str(), classes["metric"]["examples"].as_u64()),
+        (Some("accuracy"), Some(15))
+    );
+    assert_eq!(classes["metric"]["adapter_device"], 1.0);
+
+    fixture.write("text.txt", lines(&|at| ["abcabc", "cab"][at % 2].into()).as_bytes());
+    let text = task("text", "dataset = \"text\"\ndata = \"text.txt\"\npacking = true\nmax_length = 12\n");
+    let found = text["metric"]["adapter_device"].as_f64().unwrap();
+    assert!(found < 0.8 * text["metric"]["base"].as_f64().unwrap(), "{text}");
+
+    let rows: Vec<f32> =
+        (0..40).flat_map(|at| (0..18).map(move |i| if at % 2 == i % 2 { 1.5 } else { -0.5 })).collect();
+    let labels: Vec<u8> = (0..40).map(|at| at % 2).collect();
+    let bytes = f32_file(&rows);
+    let views = [
+        (
+            "features",
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![40, 2, 9], &bytes).unwrap(),
+        ),
+        ("labels", safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![40], &labels).unwrap()),
+    ];
+    fixture.write("arrays.safetensors", &safetensors::serialize(views, None).unwrap());
+    let arrays = task("arrays", "dataset = \"features\"\ndata = \"arrays.safetensors\"\n");
+    assert_eq!(arrays["metric"]["adapter_device"], 1.0, "{arrays}");
+}
+
+#[test]
+fn unfit_data_end_with_one_message() {
+    let fixture = Fixture::new();
+    let train = |data: &[u8], rest: &str, code: u8, expected: &str| {
+        fixture.write("own.jsonl", data);
+        fixture.write(
+            "own.toml",
+            b"task = \"own\"\nbase = \"decoder.rpb\"\ndataset = \"jsonl\"\ndata = \"own.jsonl\"\nsteps = 2\n",
+        );
+        fixture.run(&format!("train @own.toml --out @out {rest}")).fails(code, expected);
+        assert!(!fixture.path("out").exists(), "a run that did not start leaves nothing");
+    };
+    let long = format!("{{\"text\": \"{}\"}}\n", "abc".repeat(20)).repeat(3);
+    train(b"", "", exit::BAD_INPUT, "expected at least one example for training, found none");
+    train(b"{\"text\": \"a\"}\n", "", exit::BAD_INPUT, "expected at least one test example, found none");
+    train(
+        b"{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"b\", \"label\": \"x\"}\n",
+        "",
+        exit::BAD_INPUT,
+        "found only \"x\"",
+    );
+    train(long.as_bytes(), "", exit::BAD_INPUT, "rows of input (max_length cuts texts), found");
+    let pairs = b"{\"prompt\": \"abcabcabc\", \"completion\": \"a\"}\n".repeat(3);
+    train(&pairs, "--max-length 2", exit::BAD_INPUT, "expected something to learn within max_length = 2");
+    train(
+        &pairs,
+        "--max-length 4 --packing true",
+        exit::BAD_INPUT,
+        "expected texts without prompts, for packing",
+    );
+    train(&pairs, "--device cuda", exit::FAILURE, "found \"cuda:0\"");
+    let unseen = b"{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"b\", \"label\": \"y\"}\n";
+    fixture.write("test.jsonl", b"{\"text\": \"a\", \"label\": \"z\"}\n");
+    train(
+        unseen,
+        "--test-data @test.jsonl",
+        exit::BAD_INPUT,
+        "expected one of the training part: x, y, found z",
+    );
+    train(
+        long.as_bytes(),
+        "--max-length 9 --learning-rate 1e30 --steps 50",
+        exit::FAILURE,
+        "the training has diverged",
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_trained() {
+    let fixture = Fixture::new();
+    names_task(&fixture);
+    let plan = fixture.run("train @names.toml --out @out --rank 3 --dry-run --format json").json();
+    assert!(!fixture.path("out").exists(), "a dry run writes nothing");
+    let numbers = |site: &Value| {
+        site["rank"].as_u64().unwrap()
+            * (site["in_features"].as_u64().unwrap() + site["out_features"].as_u64().unwrap())
+    };
+    let sum: u64 = plan["sites"].as_array().unwrap().iter().map(numbers).sum();
+    assert_eq!(
+        (plan["trained"].as_u64(), plan["steps"].as_u64(), plan["first_quantized_step"].as_u64()),
+        (Some(sum), Some(60), Some(48))
+    );
+    assert_eq!(plan["memory"]["trained_bytes"].as_u64(), Some(16 * sum));
+    let summary = fixture.run("train @names.toml --out @out --rank 3 --format json").json();
+    for key in ["payload_bytes", "adapter_file_bytes"] {
+        assert_eq!(plan[key], summary[key], "{key}");
+    }
+    let text = fixture.run("train @names.toml --rank 3 --dry-run").text();
+    assert!(
+        text.contains("60 of 8 examples, quantization-aware from step 48") && text.contains("layers.0"),
+        "{text}"
+    );
+}
+
 #[test]
 fn progress_is_json_on_request() {
     let fixture = Fixture::new();

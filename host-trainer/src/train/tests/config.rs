@@ -40,6 +40,39 @@ fn a_file_sets_what_it_says_and_leaves_the_rest() {
 }
 
 #[test]
+fn keys_that_contradict_each_other_are_refused() {
+    let refused = |more: &str, overrides: &[(&str, &str)], expected: &str| {
+        let found = message(more, overrides);
+        assert!(found.contains(expected), "expected {expected:?}, found {found:?}");
+    };
+    refused("packing = true\n", &[], "packing: expected max_length, the size of a window, with it");
+    refused(
+        "packing = true\nmax_length = 9\n",
+        &[("dataset", "intents")],
+        "packing: expected false (classes",
+    );
+    refused(
+        "early_stopping_patience = 2\n",
+        &[],
+        "early_stopping_patience: expected eval_steps above 0 with it",
+    );
+    refused(
+        "test_fraction = 1.0\n",
+        &[],
+        "test_fraction: expected a number above 0 and below 1, found float 1.0",
+    );
+    refused("bias = \"all\"\n", &[], "bias: expected \"none\" (an adapter file holds no biases)");
+    refused("init_lora_weights = \"pissa\"\n", &[], "init_lora_weights: expected true (PEFT's kaiming)");
+    refused("optim = \"sgd\"\n", &[], "optim: expected \"adamw\"");
+    refused("device = \"cuda:x\"\n", &[], "device: expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
+    refused("modules_to_save = [\"head\"]\n", &[], "modules_to_save: expected [] (the task has no head)");
+    let config = parse("device = \"cuda:2\"\n", &[("dataset", "jsonl"), ("test-data", "t.jsonl")]).unwrap();
+    assert_eq!((config.device, config.test_data), (DeviceKind::Cuda(2), Some(PathBuf::from("t.jsonl"))));
+    let config = parse("test_data = \"t.txt\"\ngradient_accumulation_steps = 3\n", &[]).unwrap();
+    assert_eq!((config.effective_batch(), config.test_data), (96, Some(PathBuf::from("tasks/t.txt"))));
+}
+
+#[test]
 fn overrides_win_and_may_be_written_with_hyphens() {
     let config = parse(
         "steps = 7\nrank = 4\n",

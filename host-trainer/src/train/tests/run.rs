@@ -1,5 +1,7 @@
 //! Tests of the loop: it learns, it repeats itself bit for bit, it resumes, and it refuses what would learn nothing.
 
+use std::sync::atomic::AtomicBool;
+
 use super::tiny::{class_config, classes, config, network, texts};
 use crate::Error;
 use crate::export::{dequantize, export, quantize};
@@ -71,6 +73,77 @@ fn a_run_learns_to_continue_texts() {
     let written = dequantize(&quantize(&adapter, &network(), 1).unwrap(), &network()).unwrap();
     let written = evaluate_float(&model, Some(&written), &texts().test).unwrap();
     assert!((written.value - adapted.value).abs() < 0.02 * adapted.value, "{written:?} {adapted:?}");
+}
+
+/// Four batches of 4 summed up are one batch of 16: the same sums, in another order.
+#[test]
+fn accumulated_gradients_are_those_of_one_large_batch() {
+    let config = || TrainConfig { length: Length::Steps(6), quantization_aware: 0.0, ..config() };
+    let without_dropout = |config: TrainConfig| TrainConfig {
+        lora: crate::lora::LoraConfig { dropout: 0.0, ..config.lora },
+        ..config
+    };
+    let (_, whole) = run(without_dropout(config()), texts());
+    let parts = TrainConfig { batch_size: 4, gradient_accumulation_steps: 4, ..config() };
+    let (_, summed) = run(without_dropout(parts), texts());
+    for (expected, found) in whole.losses.iter().zip(&summed.losses) {
+        assert!((expected / found - 1.0).abs() < 1e-4, "expected {expected}, found {found}");
+    }
+}
+
+#[test]
+fn a_run_without_patience_left_ends_with_its_best_factors() {
+    // A rate at which it soon gets worse.
+    let config = || TrainConfig {
+        length: Length::Steps(200),
+        learning_rate: 0.3,
+        eval_steps: 5,
+        early_stopping_patience: 3,
+        quantization_aware: 0.0,
+        ..class_config()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let mut trainer =
+        Trainer::new(TrainConfig { save_steps: 10, ..config() }, &network(), classes()).unwrap();
+    let mut log = Log::default();
+    trainer.run(&mut log, Some(&path)).unwrap();
+    let best = log.metrics.iter().copied().fold(0.0, f64::max);
+    let at = log.metrics.iter().position(|value| *value == best).unwrap();
+    assert_eq!(log.metrics.len(), at + 4, "three evaluations after the best one: {:?}", log.metrics);
+    assert_eq!(trainer.step(), 5 * (at as u64 + 4));
+    let found = evaluate_float(trainer.model(), Some(&trainer.adapter().unwrap()), &classes().test).unwrap();
+    assert_eq!(found.value, best);
+    assert!(log.lines.iter().any(|line| line.contains("early_stopped")), "{:?}", log.lines.last());
+
+    let mut resumed = Trainer::new(config(), &network(), classes()).unwrap();
+    resumed.resume(&path).unwrap();
+    resumed.run(&mut (), None).unwrap();
+    assert_eq!(file(&trainer.adapter().unwrap()), file(&resumed.adapter().unwrap()));
+    let mut other = Trainer::new(TrainConfig { eval_steps: 6, ..config() }, &network(), classes()).unwrap();
+    assert!(other.resume(&path).unwrap_err().to_string().contains("eval_steps of the saved run"));
+}
+
+#[test]
+fn a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_its_step() {
+    static STOP: AtomicBool = AtomicBool::new(true);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    let mut trainer = Trainer::new(config(), &network(), texts()).unwrap();
+    trainer.stop_on(&STOP);
+    let error = trainer.run(&mut (), Some(&path)).unwrap_err();
+    assert!(matches!(error, Error::Train(TrainError::Interrupted { step: 1, steps: 60 })), "{error}");
+    let mut resumed = Trainer::new(config(), &network(), texts()).unwrap();
+    resumed.resume(&path).unwrap();
+    assert_eq!(resumed.step(), 1);
+    resumed.run(&mut (), None).unwrap();
+    assert_eq!(file(&resumed.adapter().unwrap()), file(&run(config(), texts()).0));
+    // Other data are another run.
+    let mut data = texts();
+    data.train.swap(0, 1);
+    let mut other = Trainer::new(config(), &network(), data).unwrap();
+    let error = other.resume(&path).unwrap_err().to_string();
+    assert!(error.contains("digest of the saved run's data"), "{error}");
 }
 
 #[test]
@@ -240,7 +313,7 @@ fn data_that_does_not_fit_is_refused() {
     refused(config(), TaskData { width: 40, ..texts() }, "token ids, found feature rows of width 40");
     let mut data = texts();
     data.test[0].sequence = Sequence::Tokens(vec![1; 18]);
-    refused(config(), data, "1 to 16 rows of input, found 17 in test example 0");
+    refused(config(), data, "1 to 16 rows of input (max_length cuts texts), found 17 in test example 0");
 }
 
 #[test]
