@@ -7,6 +7,7 @@
 //! | operator | signature | gradients to |
 //! | --- | --- | --- |
 //! | [`lora_linear`] | `(x, w0, bias: Option, &LoraFactors { a, b, scaling, dropout_mask })` | x, bias, a, b; never w0 |
+//! | [`lora_linear_groups`] | `(x, w0, bias: Option, &StackedFactors { a, b, groups })` | as `lora_linear` |
 //! | [`linear`] | `(x, w, bias: Option)` | x, w, bias |
 //! | [`frozen_linear`] | `(x, w0, bias: Option)` | x |
 //! | [`embedding`] | `(table, ids: u32 tensor)` | - |
@@ -60,7 +61,10 @@ pub use elementwise::{add, add_bias, gelu, gelu_composed, mul, silu, silu_compos
 pub use error::{OpError, Result};
 pub use fake_quant::fake_quant_lora;
 pub use graph::value_and_grad;
-pub use linear::lora::{LoraFactors, lora_linear, lora_linear_composed};
+pub use linear::lora::{
+    LoraFactors, LoraGroup, StackedFactors, lora_linear, lora_linear_composed, lora_linear_groups,
+    lora_linear_groups_composed,
+};
 pub use linear::{frozen_linear, linear, linear_composed};
 pub use loss::{cross_entropy, cross_entropy_composed};
 pub use norm::{layer_norm, layer_norm_composed, rms_norm, rms_norm_composed};

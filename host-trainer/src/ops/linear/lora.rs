@@ -1,14 +1,17 @@
-//! The low-rank layer as one operator.
+//! The low-rank layer as one operator, for one set of factors or for many beside the same frozen weight.
 //!
 //! Its backward is five products and never forms the gradient of the frozen weight, which is as large as the weight itself
-//! and which candle's own matmul would compute and keep.
+//! and which candle's own matmul would compute and keep. With many sets of factors the products with the frozen weight run
+//! over all rows together; a group of rows with its own factors gets the bits that it gets alone.
 
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+mod host;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{DType, Device, Tensor};
 
 use super::super::elementwise::add_bias;
-use super::super::gemm::{Mat, Packed, Target, multiply, outer};
-use super::super::graph::{Backward, HostArgs, Output, Sink, node, with_host};
+use super::super::graph::{Backward, HostArgs, Output, Sink, node};
 use super::super::{Result, check};
 use super::{Dims, ROWS, linear_composed, split_bias, sum_in_order, with_bias};
 
@@ -25,6 +28,31 @@ pub struct LoraFactors<'a> {
     pub dropout_mask: Option<&'a Tensor>,
 }
 
+/// Rows of a linear layer that have factors of their own, or none. They follow the rows of the group before.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraGroup<'a> {
+    /// Number of rows.
+    pub rows: usize,
+    /// Rank of the factors; 0 for rows that get the base alone.
+    pub rank: usize,
+    /// As in [`LoraFactors`].
+    pub scaling: f32,
+    /// As in [`LoraFactors`], for the rows of the group: [rows, in].
+    pub dropout_mask: Option<&'a Tensor>,
+}
+
+/// The factors of many groups of rows, stacked so that they are two inputs of one operator.
+#[derive(Clone, Copy, Debug)]
+pub struct StackedFactors<'a> {
+    /// The groups' `lora_a`, one below the other: [sum of ranks, in]. Gets a gradient if it is (or depends on) a `Var`.
+    pub a: &'a Tensor,
+    /// The groups' `lora_b`, each row-major [out, rank], one behind the other: [out * sum of ranks]. Gets a gradient
+    /// likewise.
+    pub b: &'a Tensor,
+    /// The groups, in the order of the rows; together they are all rows.
+    pub groups: &'a [LoraGroup<'a>],
+}
+
 /// `y = x w0^T + bias + scaling * ((x * mask) lora_a^T) lora_b^T`.
 ///
 /// `x` [rows, in], `w0` [out, in] (always frozen), `bias` [out]; gives [rows, out]. With `z = scaling * (x * mask) lora_a^T`,
@@ -36,29 +64,69 @@ pub struct LoraFactors<'a> {
 pub fn lora_linear(x: &Tensor, w0: &Tensor, bias: Option<&Tensor>, lora: &LoraFactors<'_>) -> Result<Tensor> {
     let op = "lora_linear";
     let dims = Dims::check(op, x, w0, bias)?;
-    let (rank, inner) = check::matrix(op, "lora_a", lora.a)?;
-    check::shape(op, "lora_a", lora.a, &[rank, dims.inner])?;
+    let (rank, _) = check::matrix(op, "lora_a", lora.a)?;
     check::shape(op, "lora_b", lora.b, &[dims.out, rank])?;
-    check::value(op, "the rank", rank > 0, || "at least 1".into(), rank)?;
-    if let Some(mask) = lora.dropout_mask {
-        check::shape(op, "dropout_mask", mask, &[dims.rows, inner])?;
-    }
+    let LoraFactors { scaling, dropout_mask, .. } = *lora;
+    let group = LoraGroup { rows: dims.rows, rank, scaling, dropout_mask };
+    run(op, x, w0, bias, &StackedFactors { a: lora.a, b: lora.b, groups: &[group] }, dims)
+}
+
+/// [`lora_linear`] with other factors for each group of rows, and the same frozen weight for all: what a group gets, forward
+/// and backward, has the bits of [`lora_linear`] on its rows alone (of [`super::frozen_linear`] at rank 0).
+///
+/// `x` [rows, in], `w0` [out, in] (always frozen), `bias` [out]; gives [rows, out].
+///
+/// # Errors
+/// If a shape or type does not fit, a group has no row, the groups do not have all rows, or no group has factors.
+pub fn lora_linear_groups(
+    x: &Tensor,
+    w0: &Tensor,
+    bias: Option<&Tensor>,
+    lora: &StackedFactors<'_>,
+) -> Result<Tensor> {
+    let op = "lora_linear_groups";
+    let dims = Dims::check(op, x, w0, bias)?;
+    let ranks: usize = lora.groups.iter().map(|group| group.rank).sum();
+    check::shape(op, "the stacked lora_b", lora.b, &[dims.out * ranks])?;
+    run(op, x, w0, bias, lora, dims)
+}
+
+fn run(
+    op: &'static str,
+    x: &Tensor,
+    w0: &Tensor,
+    bias: Option<&Tensor>,
+    lora: &StackedFactors<'_>,
+    dims: Dims,
+) -> Result<Tensor> {
+    let ranks: usize = lora.groups.iter().map(|group| group.rank).sum();
+    check::value(op, "the rank", ranks > 0, || "at least 1".into(), ranks)?;
+    check::shape(op, "lora_a", lora.a, &[ranks, dims.inner])?;
+    let rows: usize = lora.groups.iter().map(|group| group.rows).sum();
+    check::value(op, "the rows of the groups", rows == dims.rows, || dims.rows.to_string(), rows)?;
+    let groups = lora.groups.iter().map(|group| {
+        check::value(op, "the rows of a group", group.rows > 0, || "at least 1".into(), group.rows)?;
+        let mask = group.dropout_mask.filter(|_| group.rank > 0);
+        if let Some(mask) = mask {
+            check::shape(op, "dropout_mask", mask, &[group.rows, dims.inner])?;
+        }
+        let mask = mask.map(|mask| mask.detach().contiguous()).transpose()?;
+        Ok(Group { rows: group.rows, rank: group.rank, scaling: group.scaling, mask })
+    });
+    let groups = groups.collect::<Result<Vec<_>>>()?;
     let x = x.contiguous()?;
     let w0 = w0.detach().contiguous()?;
     let (a, b) = (lora.a.contiguous()?, lora.b.contiguous()?);
-    let mask = lora.dropout_mask.map(|mask| mask.detach().contiguous()).transpose()?;
-    let scaling = lora.scaling;
     let (y, z, bias) = if x.device().is_cpu() {
         let (frozen_bias, bias) = split_bias(bias)?;
-        let (y, z) =
-            forward_host(&x, &w0, &a, &b, mask.as_ref(), frozen_bias.as_deref(), scaling, dims, rank)?;
-        (y, z, bias)
+        let (y, z) = host::forward(&x, &w0, &a, &b, &groups, frozen_bias.as_deref(), dims)?;
+        let count = z.len();
+        (Output::Host(y), Tensor::from_vec(z, count, &Device::Cpu)?, bias)
     } else {
-        let (y, z) = forward_device(&x.detach(), &w0, &a.detach(), &b.detach(), mask.as_ref(), scaling)?;
-        (y, z, bias)
+        let (y, z) = forward_device(&x.detach(), &w0, &a.detach(), &b.detach(), &groups)?;
+        (Output::Device(y), z, bias)
     };
-    let y =
-        node(&[&x, &a, &b], y, (dims.rows, dims.out), || LoraLinear { w0, mask, z, scaling, dims, rank })?;
+    let y = node(&[&x, &a, &b], y, (dims.rows, dims.out), || LoraLinear { w0, groups, z, dims })?;
     match bias {
         Some(bias) => add_bias(&y, bias),
         None => Ok(y),
@@ -85,15 +153,49 @@ pub fn lora_linear_composed(
     Ok((base + (low * f64::from(lora.scaling))?)?)
 }
 
-/// Backward of a low-rank layer; inputs are `x`, `lora_a` and `lora_b`.
+/// The formula of [`lora_linear_groups`] in plain candle operators, as [`lora_linear_composed`].
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn lora_linear_groups_composed(
+    x: &Tensor,
+    w0: &Tensor,
+    bias: Option<&Tensor>,
+    lora: &StackedFactors<'_>,
+) -> Result<Tensor> {
+    let out = w0.dim(0)?;
+    let (mut row, mut first) = (0, 0);
+    let mut parts = Vec::new();
+    for &LoraGroup { rows, rank, scaling, dropout_mask } in lora.groups {
+        let x = x.narrow(0, row, rows)?;
+        parts.push(if rank == 0 {
+            linear_composed(&x, w0, bias)?
+        } else {
+            let a = lora.a.narrow(0, first, rank)?;
+            let b = lora.b.narrow(0, out * first, out * rank)?.reshape((out, rank))?;
+            lora_linear_composed(&x, w0, bias, &LoraFactors { a: &a, b: &b, scaling, dropout_mask })?
+        });
+        (row, first) = (row + rows, first + rank);
+    }
+    Ok(Tensor::cat(&parts, 0)?)
+}
+
+/// A group as the operator keeps it.
+struct Group {
+    rows: usize,
+    rank: usize,
+    scaling: f32,
+    /// [rows, in].
+    mask: Option<Tensor>,
+}
+
+/// Backward of a low-rank layer; inputs are `x`, `lora_a` and `lora_b`, both stacked.
 struct LoraLinear {
     w0: Tensor,
-    mask: Option<Tensor>,
-    /// `scaling * (x * mask) lora_a^T`, [rows, rank].
+    groups: Vec<Group>,
+    /// `scaling * (x * mask) lora_a^T` of each group, row-major [rows, rank], one behind the other.
     z: Tensor,
-    scaling: f32,
     dims: Dims,
-    rank: usize,
 }
 
 impl Backward for LoraLinear {
@@ -102,13 +204,7 @@ impl Backward for LoraLinear {
     }
 
     fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
-        let kept: Vec<Tensor> = self.mask.iter().chain([&self.w0]).cloned().collect();
-        with_host(&kept, &self.z, |kept, z| match *kept {
-            [mask, w0] => self.backward_host(args, sinks, w0, z, Some(mask)),
-            [w0] => self.backward_host(args, sinks, w0, z, None),
-            _ => unreachable!("a mask and a weight at most"),
-        })
-        .expect("the forward read the same tensors");
+        host::backward(self, args, sinks);
     }
 
     fn device(
@@ -118,152 +214,38 @@ impl Backward for LoraLinear {
         wanted: &[bool],
     ) -> candle_core::Result<Vec<Option<Tensor>>> {
         let [x, a, b] = inputs else { unreachable!("lora_linear has three inputs") };
-        let dz = (grad.matmul(b)? * f64::from(self.scaling))?;
-        let masked = |x: &Tensor| match &self.mask {
-            Some(mask) => x.mul(mask),
-            None => Ok(x.clone()),
-        };
-        let dx = if wanted[0] { Some((grad.matmul(&self.w0)? + masked(&dz.matmul(a)?)?)?) } else { None };
-        let da = if wanted[1] { Some(dz.t()?.matmul(&masked(x)?)?) } else { None };
-        let db = if wanted[2] { Some(grad.t()?.matmul(&self.z)?) } else { None };
+        let Dims { inner, out, .. } = self.dims;
+        let (mut low, mut da, mut db) = (Vec::new(), Vec::new(), Vec::new());
+        let mut kept = 0;
+        for part in parts(&self.groups) {
+            let Part { group: &Group { rows, rank, scaling, .. }, .. } = part;
+            if rank == 0 {
+                low.push(Tensor::zeros((rows, inner), DType::F32, grad.device())?);
+                continue;
+            }
+            let (dy, x) = (part.rows(grad)?, part.masked(x)?);
+            let z = self.z.narrow(0, kept, rows * rank)?.reshape((rows, rank))?;
+            kept += rows * rank;
+            let dz = (dy.matmul(&part.b(b, out)?)? * f64::from(scaling))?;
+            if wanted[0] {
+                let dx = dz.matmul(&part.a(a)?)?;
+                low.push(match &part.group.mask {
+                    Some(mask) => dx.mul(mask)?,
+                    None => dx,
+                });
+            }
+            if wanted[1] {
+                da.push(dz.t()?.matmul(&x)?);
+            }
+            if wanted[2] {
+                db.push(dy.t()?.matmul(&z)?.flatten_all()?);
+            }
+        }
+        let dx = if wanted[0] { Some((grad.matmul(&self.w0)? + joined(&low)?)?) } else { None };
+        let da = if wanted[1] { Some(joined(&da)?) } else { None };
+        let db = if wanted[2] { Some(joined(&db)?.reshape(b.shape())?) } else { None };
         Ok(vec![dx, da, db])
     }
-}
-
-impl LoraLinear {
-    fn backward_host(
-        &self,
-        args: &HostArgs<'_>,
-        sinks: &mut [Sink<'_>],
-        w0: &[f32],
-        z: &[f32],
-        mask: Option<&[f32]>,
-    ) {
-        let Dims { rows, inner, out } = self.dims;
-        let (rank, scaling) = (self.rank, self.scaling);
-        let &[x, a, b] = args.inputs else { unreachable!("lora_linear has three inputs") };
-        let grad = &*args.grad;
-        let [dx_sink, da_sink, db_sink] = sinks else { unreachable!("lora_linear has three inputs") };
-        let (want_dx, want_da, want_db) = (dx_sink.wanted(), da_sink.wanted(), db_sink.wanted());
-        let w0 = Packed::new(w0, out, inner);
-        let a = Packed::new(a, rank, inner);
-        let b = Packed::new(b, out, rank);
-
-        // One pass over the rows for all gradients; without dx the pieces of it are empty.
-        let piece = |index: usize, dx: &mut [f32], accumulate: bool| -> (Vec<f32>, Vec<f32>) {
-            let start = index * ROWS;
-            let count = ROWS.min(rows - start);
-            let range = |width: usize| start * width..(start + count) * width;
-            let dy = Mat::new(&grad[range(out)], out);
-            let mut dz = vec![0.0; count * rank];
-            if want_dx || want_da {
-                multiply(Target::new(&mut dz, count, rank), &[(dy, &b)]);
-                for dz in &mut dz {
-                    *dz *= scaling;
-                }
-            }
-            let dz = Mat::new(&dz, rank);
-            if want_dx {
-                let target = |dx| Target::new(dx, count, inner);
-                match mask {
-                    None => multiply(target(dx).accumulate(accumulate), &[(dy, &w0), (dz, &a)]),
-                    Some(mask) => {
-                        let mut low = vec![0.0; count * inner];
-                        multiply(target(&mut low), &[(dz, &a)]);
-                        multiply(target(&mut *dx).accumulate(accumulate), &[(dy, &w0)]);
-                        for ((dx, low), mask) in dx.iter_mut().zip(&low).zip(&mask[range(inner)]) {
-                            *dx += low * mask;
-                        }
-                    }
-                }
-            }
-            let mut da = vec![0.0; if want_da { rank * inner } else { 0 }];
-            if want_da {
-                let x = &x[range(inner)];
-                let target = Target::new(&mut da, rank, inner);
-                match mask {
-                    None => outer(target, dz, Mat::new(x, inner), count),
-                    Some(mask) => {
-                        let x: Vec<f32> =
-                            x.iter().zip(&mask[range(inner)]).map(|(x, mask)| x * mask).collect();
-                        outer(target, dz, Mat::new(&x, inner), count);
-                    }
-                }
-            }
-            // The transpose of d lora_b: its rows are long, as the kernel likes them.
-            let mut db = vec![0.0; if want_db { rank * out } else { 0 }];
-            if want_db {
-                outer(Target::new(&mut db, rank, out), Mat::new(&z[range(rank)], rank), dy, count);
-            }
-            (da, db)
-        };
-
-        let mut partial: Vec<(Vec<f32>, Vec<f32>)> = Vec::new();
-        if want_dx {
-            dx_sink.write(rows * inner, |dx, accumulate| {
-                dx.par_chunks_mut(ROWS * inner)
-                    .enumerate()
-                    .map(|(index, dx)| piece(index, dx, accumulate))
-                    .collect_into_vec(&mut partial);
-            });
-        } else {
-            (0..rows.div_ceil(ROWS))
-                .into_par_iter()
-                .map(|index| piece(index, &mut [], false))
-                .collect_into_vec(&mut partial);
-        }
-        da_sink.write(rank * inner, |da, accumulate| {
-            sum_in_order(da, accumulate, partial.iter().map(|(da, _)| da.as_slice()));
-        });
-        db_sink.write(out * rank, |db, accumulate| {
-            let mut sum = vec![0.0; rank * out];
-            sum_in_order(&mut sum, false, partial.iter().map(|(_, db)| db.as_slice()));
-            for (o, db) in db.chunks_exact_mut(rank).enumerate() {
-                for (j, db) in db.iter_mut().enumerate() {
-                    let sum = sum[j * out + o];
-                    *db = if accumulate { *db + sum } else { sum };
-                }
-            }
-        });
-    }
-}
-
-#[expect(clippy::too_many_arguments, reason = "the operands of one formula")]
-fn forward_host(
-    x: &Tensor,
-    w0: &Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    mask: Option<&Tensor>,
-    bias: Option<&[f32]>,
-    scaling: f32,
-    dims: Dims,
-    rank: usize,
-) -> Result<(Output, Tensor)> {
-    let Dims { rows, inner, out } = dims;
-    let mut y = vec![0.0; rows * out];
-    let mut z = vec![0.0; rows * rank];
-    let masked = match mask {
-        Some(mask) => x.detach().mul(mask)?,
-        None => x.detach(),
-    };
-    with_host(&[x.detach(), w0.clone(), a.detach(), b.detach()], &masked, |inputs, masked| {
-        let &[x, w0, a, b] = inputs else { unreachable!("four tensors were lent") };
-        let w0 = Packed::transposed(w0, out, inner);
-        let a = Packed::transposed(a, rank, inner);
-        let b = Packed::transposed(b, out, rank);
-        let outputs = y.par_chunks_mut(ROWS * out).zip(z.par_chunks_mut(ROWS * rank));
-        let inputs = x.par_chunks(ROWS * inner).zip(masked.par_chunks(ROWS * inner));
-        outputs.zip(inputs).for_each(|((y, z), (x, masked))| {
-            let count = x.len() / inner;
-            multiply(Target::new(z, count, rank), &[(Mat::new(masked, inner), &a)]);
-            for z in &mut *z {
-                *z *= scaling;
-            }
-            multiply(with_bias(y, out, bias), &[(Mat::new(x, inner), &w0), (Mat::new(z, rank), &b)]);
-        });
-    })?;
-    Ok((Output::Host(y), Tensor::from_vec(z, (rows, rank), &Device::Cpu)?))
 }
 
 fn forward_device(
@@ -271,14 +253,69 @@ fn forward_device(
     w0: &Tensor,
     a: &Tensor,
     b: &Tensor,
-    mask: Option<&Tensor>,
-    scaling: f32,
-) -> Result<(Output, Tensor)> {
-    let masked = match mask {
-        Some(mask) => x.mul(mask)?,
-        None => x.clone(),
-    };
-    let z = (masked.matmul(&a.t()?)? * f64::from(scaling))?;
-    let y = (x.matmul(&w0.t()?)? + z.matmul(&b.t()?)?)?;
-    Ok((Output::Device(y), z))
+    groups: &[Group],
+) -> Result<(Tensor, Tensor)> {
+    let out = w0.dim(0)?;
+    let (mut low, mut kept) = (Vec::new(), Vec::new());
+    for part in parts(groups) {
+        if part.group.rank == 0 {
+            low.push(Tensor::zeros((part.group.rows, out), DType::F32, x.device())?);
+            continue;
+        }
+        let z = (part.masked(x)?.matmul(&part.a(a)?.t()?)? * f64::from(part.group.scaling))?;
+        low.push(z.matmul(&part.b(b, out)?.t()?)?);
+        kept.push(z.flatten_all()?);
+    }
+    let y = (x.matmul(&w0.t()?)? + joined(&low)?)?;
+    Ok((y, joined(&kept)?))
+}
+
+/// A group and where it lies.
+struct Part<'a> {
+    group: &'a Group,
+    /// Its first row.
+    row: usize,
+    /// Sum of the ranks before it.
+    first: usize,
+}
+
+impl Part<'_> {
+    /// Its rows of `x` or `y`.
+    fn rows(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        x.narrow(0, self.row, self.group.rows)?.contiguous()
+    }
+
+    fn masked(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.group.mask {
+            Some(mask) => self.rows(x)?.mul(mask),
+            None => self.rows(x),
+        }
+    }
+
+    /// Its lora_a, [rank, in].
+    fn a(&self, a: &Tensor) -> candle_core::Result<Tensor> {
+        a.narrow(0, self.first, self.group.rank)
+    }
+
+    /// Its lora_b, [out, rank].
+    fn b(&self, b: &Tensor, out: usize) -> candle_core::Result<Tensor> {
+        let rank = self.group.rank;
+        b.flatten_all()?.narrow(0, out * self.first, out * rank)?.reshape((out, rank))
+    }
+}
+
+/// The groups and where they lie.
+fn parts(groups: &[Group]) -> impl Iterator<Item = Part<'_>> {
+    groups.iter().scan((0, 0), |(row, first), group| {
+        let part = Part { group, row: *row, first: *first };
+        (*row, *first) = (*row + group.rows, *first + group.rank);
+        Some(part)
+    })
+}
+
+fn joined(parts: &[Tensor]) -> candle_core::Result<Tensor> {
+    match parts {
+        [one] => Ok(one.clone()),
+        many => Tensor::cat(many, 0),
+    }
 }

@@ -79,6 +79,111 @@ fn lora_with_every_set_of_trained_inputs() {
     }
 }
 
+/// Rows and rank of three groups with factors and two without, and which of them drop inputs.
+const GROUPS: [(usize, usize, bool); 5] =
+    [(100, 3, true), (7, 0, false), (97, 8, false), (90, 1, false), (6, 0, false)];
+
+/// The groups with their first row and the sum of the ranks before them.
+fn grouped() -> Vec<(LoraGroup<'static>, bool, usize, usize)> {
+    let (mut row, mut first) = (0, 0);
+    GROUPS
+        .map(|(rows, rank, dropout)| {
+            let scaling = 16.0 / (rank + 1) as f32;
+            let group = (LoraGroup { rows, rank, scaling, dropout_mask: None }, dropout, row, first);
+            (row, first) = (row + rows, first + rank);
+            group
+        })
+        .to_vec()
+}
+
+#[test]
+fn groups_with_every_set_of_trained_inputs() {
+    let (w0, mask) = (random("w0", &[OUT, INNER]), mask());
+    let masks: Vec<Tensor> = grouped()
+        .iter()
+        .map(|(group, _, row, _)| mask.narrow(0, *row, group.rows).unwrap().contiguous().unwrap())
+        .collect();
+    let groups: Vec<LoraGroup> = grouped()
+        .into_iter()
+        .zip(&masks)
+        .map(|((group, dropout, ..), mask)| LoraGroup { dropout_mask: dropout.then_some(mask), ..group })
+        .collect();
+    for set in 1..16u32 {
+        let pick = |bit: u32, name: &str, shape: &[usize]| {
+            if set & (1 << bit) != 0 { variable(name, shape) } else { random(name, shape) }
+        };
+        let inputs = [
+            pick(0, "x", &[ROWS, INNER]),
+            pick(1, "a", &[12, INNER]),
+            pick(2, "b", &[OUT * 12]),
+            pick(3, "bias", &[OUT]),
+        ];
+        let stacked = |t: &[Tensor]| (t[1].clone(), t[2].clone());
+        check_operator(
+            &format!("lora_linear_groups, set {set:04b}"),
+            &inputs,
+            |t| {
+                let (a, b) = stacked(t);
+                let lora = StackedFactors { a: &a, b: &b, groups: &groups };
+                lora_linear_groups(&t[0], &w0, Some(&t[3]), &lora)
+            },
+            |t| {
+                let (a, b) = stacked(t);
+                let lora = StackedFactors { a: &a, b: &b, groups: &groups };
+                lora_linear_groups_composed(&t[0], &w0, Some(&t[3]), &lora)
+            },
+        );
+    }
+}
+
+/// Forward and backward of a group are those of the operator on its rows alone, bit for bit.
+#[test]
+fn a_group_has_the_bits_that_it_has_alone() {
+    let (w0, mask, bias) = (random("w0", &[OUT, INNER]), mask(), random("bias", &[OUT]));
+    let (x, a, b) = (variable("x", &[ROWS, INNER]), variable("a", &[12, INNER]), variable("b", &[OUT * 12]));
+    let rows = |t: &Tensor, first: usize, count: usize| t.narrow(0, first, count).unwrap().detach();
+    let masks: Vec<Tensor> =
+        grouped().iter().map(|(group, _, row, _)| rows(&mask, *row, group.rows)).collect();
+    let groups: Vec<LoraGroup> = grouped()
+        .into_iter()
+        .zip(&masks)
+        .map(|((group, dropout, ..), mask)| LoraGroup { dropout_mask: dropout.then_some(mask), ..group })
+        .collect();
+    let weights = random("loss", &[ROWS, OUT]);
+    let total = |y: &Tensor, weights: &Tensor| y.mul(weights).unwrap().sum_all().unwrap();
+    let all = lora_linear_groups(&x, &w0, Some(&bias), &StackedFactors { a: &a, b: &b, groups: &groups });
+    let all = all.unwrap();
+    let together = total(&all, &weights).backward().unwrap();
+    for ((_, _, row, first), group) in grouped().iter().zip(&groups) {
+        let own = |t: &Tensor| candle_core::Var::from_tensor(&t.copy().unwrap()).unwrap().into_inner();
+        let own_x = own(&rows(&x, *row, group.rows));
+        let own_a = own(&rows(&a, *first, group.rank));
+        let own_b = own(&rows(&b, OUT * first, OUT * group.rank).reshape((OUT, group.rank)).unwrap());
+        let y = if group.rank == 0 {
+            frozen_linear(&own_x, &w0, Some(&bias))
+        } else {
+            let LoraGroup { scaling, dropout_mask, .. } = *group;
+            lora_linear(
+                &own_x,
+                &w0,
+                Some(&bias),
+                &LoraFactors { a: &own_a, b: &own_b, scaling, dropout_mask },
+            )
+        };
+        let y = y.unwrap();
+        assert_eq!(bits(&rows(&all, *row, group.rows)), bits(&y), "forward of {group:?}");
+        let alone = total(&y, &rows(&weights, *row, group.rows)).backward().unwrap();
+        let found = rows(grad(&together, &x), *row, group.rows);
+        assert_eq!(bits(&found), bits(grad(&alone, &own_x)), "dx of {group:?}");
+        if group.rank > 0 {
+            let found = rows(grad(&together, &a), *first, group.rank);
+            assert_eq!(bits(&found), bits(grad(&alone, &own_a)), "da of {group:?}");
+            let found = rows(grad(&together, &b), OUT * first, OUT * group.rank);
+            assert_eq!(bits(&found), bits(grad(&alone, &own_b)), "db of {group:?}");
+        }
+    }
+}
+
 #[test]
 fn lora_never_forms_the_gradient_of_the_frozen_weight() {
     // Even a weight that is a variable is frozen here: neither way to differentiate may store anything for it.
@@ -148,6 +253,14 @@ fn refuses_shapes_with_both_in_the_message() {
     let (a, b) = (random("a", &[2, 3]), random("b", &[3, 2]));
     let found = message(lora_linear(&x, &w0, None, &factors(&a, &b, None)));
     assert_eq!(found, "lora_linear: lora_b has shape [3, 2], expected [2, 2]");
+    let b = random("b", &[4]);
+    let groups = |rows: usize, rank: usize| {
+        let groups = [LoraGroup { rows, rank, scaling: 1.5, dropout_mask: None }];
+        message(lora_linear_groups(&x, &w0, None, &StackedFactors { a: &a, b: &b, groups: &groups }))
+    };
+    let expected = "lora_linear_groups: the stacked lora_b has shape [4], expected [6]";
+    assert_eq!(groups(4, 3), expected);
+    assert_eq!(groups(3, 2), "lora_linear_groups: the rows of the groups is 3, expected 4");
     let x = x.to_dtype(candle_core::DType::F64).unwrap();
     assert_eq!(message(linear(&x, &w0, None)), "linear: x has type F64, expected F32");
 }
