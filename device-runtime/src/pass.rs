@@ -219,7 +219,8 @@ impl Pass<'_, '_> {
                 ops::accumulate(x, y);
                 y.iter_mut().for_each(|y| *y /= count);
             }
-            Op::Embedding { .. } | Op::Features { .. } | Op::Linear { .. } | Op::Attention { .. } => {}
+            // Inputs, and what is neither elementwise nor in any image.
+            _ => {}
         }
     }
 

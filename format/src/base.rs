@@ -137,6 +137,9 @@ impl ValueInfo {
         let (one, extra) = match self.rows {
             Rows::Tokens { extra } => (0, extra),
             Rows::One => (1, 0),
+            // Written in no image; readers refuse the number.
+            #[cfg(feature = "alloc")]
+            Rows::Tabled { .. } => (2, 0),
         };
         let [o0, o1, o2, o3] = self.offset.to_le_bytes();
         let [w0, w1, w2, w3] = self.width.to_le_bytes();
@@ -161,6 +164,8 @@ impl ValueInfo {
         let rows = match self.rows {
             Rows::Tokens { extra } => tokens.saturating_add(extra.into()),
             Rows::One => 1,
+            #[cfg(feature = "alloc")]
+            Rows::Tabled { table } => tokens.saturating_add(table),
         };
         rows.saturating_mul(self.width).saturating_mul(4)
     }

@@ -142,6 +142,14 @@ pub enum Error {
         /// The other.
         second: u16,
     },
+    /// A network has an operator that no base image holds, because no device runs it.
+    #[cfg(feature = "alloc")]
+    HostOperator {
+        /// Index of the operator.
+        op: u16,
+        /// The operator in words.
+        name: &'static str,
+    },
     /// A buffer of the caller is too small.
     BufferTooSmall {
         /// Which buffer.
@@ -214,6 +222,11 @@ impl core::fmt::Display for Error {
             Self::PlanOverlap { first, second } => {
                 write!(f, "arena plan is invalid: values {first} and {second} are alive in the same memory")
             }
+            #[cfg(feature = "alloc")]
+            Self::HostOperator { op, name } => write!(
+                f,
+                "operator {op} is {name}, expected one that devices run: this network has no base image (train it, and use the PEFT folder)"
+            ),
             Self::BufferTooSmall { what, expected, found } => {
                 write!(f, "{what} is too small: expected {expected} bytes, found {found}")
             }

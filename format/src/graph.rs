@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::read::Reader;
 use crate::{Error, MAX_WIDTH, Result, What};
 
+#[cfg(feature = "alloc")]
+pub use host::HostOp;
+
+#[cfg(feature = "alloc")]
+pub(crate) mod host;
+
 /// Index of a value, which is the index of the operator that writes it.
 pub type ValueId = u16;
 /// Index of a tensor in the base's directory.
@@ -140,6 +146,10 @@ pub enum Op {
         /// x.
         input: ValueId,
     },
+    /// An operator that no device runs and no base image holds. The last variant: readers know those before it.
+    #[cfg(feature = "alloc")]
+    #[serde(skip_deserializing)]
+    Host(HostOp),
 }
 
 /// How many rows a value has.
@@ -152,6 +162,12 @@ pub enum Rows {
     },
     /// One row.
     One,
+    /// The rows of the pass and those of a table; in no base image, see [`HostOp::AppendTable`].
+    #[cfg(feature = "alloc")]
+    Tabled {
+        /// Rows of the table.
+        table: u32,
+    },
 }
 
 impl Rows {
@@ -160,6 +176,8 @@ impl Rows {
         match self {
             Self::Tokens { extra } => tokens + usize::from(extra),
             Self::One => 1,
+            #[cfg(feature = "alloc")]
+            Self::Tabled { table } => tokens + table as usize,
         }
     }
 }
@@ -224,6 +242,8 @@ impl Op {
             | Self::MeanPool { input } => [Some(input), None, None],
             Self::Add { a, b } | Self::Mul { a, b } => [Some(a), Some(b), None],
             Self::Attention { q, k, v, .. } => [Some(q), Some(k), Some(v)],
+            #[cfg(feature = "alloc")]
+            Self::Host(op) => op.inputs(),
         }
     }
 
@@ -259,6 +279,8 @@ impl Op {
         match *self {
             Self::Attention { causal, .. } => causal,
             Self::PrependToken { .. } | Self::SelectRow { .. } | Self::MeanPool { .. } => false,
+            #[cfg(feature = "alloc")]
+            Self::Host(_) => false,
             _ => true,
         }
     }
@@ -298,13 +320,7 @@ impl Op {
         if matches!(self, Self::Embedding { .. } | Self::Features { .. }) != (index == 0) {
             return Err(Error::Malformed { what: What::InputOperator });
         }
-        let positive = |what, eps: f32| {
-            if eps.is_finite() && eps > 0.0 {
-                Ok(())
-            } else {
-                Err(Error::BadScale { what, owner: index, index: 0, value: eps })
-            }
-        };
+        let positive = |what, eps| positive(index, what, eps);
         let shape = match *self {
             Self::Embedding { table } => {
                 Shape { rows: Rows::Tokens { extra: 0 }, width: matrix(table)?.cols }
@@ -394,6 +410,8 @@ impl Op {
                 let max = match x.rows {
                     Rows::Tokens { extra } => extra.into(),
                     Rows::One => 0,
+                    #[cfg(feature = "alloc")]
+                    Rows::Tabled { .. } => return mismatch(index, What::TokenRows, 0, 1),
                 };
                 if row > max {
                     return Err(Error::OutOfRange { what: What::SelectedRow, found: row, max });
@@ -401,11 +419,22 @@ impl Op {
                 Shape { rows: Rows::One, width: x.width }
             }
             Self::MeanPool { input } => Shape { rows: Rows::One, width: read(input)?.width },
+            #[cfg(feature = "alloc")]
+            Self::Host(op) => op.infer(index, tensor, read)?,
         };
         if shape.width == 0 || shape.width > MAX_WIDTH {
             return Err(Error::OutOfRange { what: What::ValueWidth, found: shape.width, max: MAX_WIDTH });
         }
         Ok(shape)
+    }
+}
+
+/// Refuses a factor or an eps that is not positive and finite.
+fn positive(op: u16, what: What, value: f32) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(Error::BadScale { what, owner: op, index: 0, value })
     }
 }
 

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::adapter::{self, Body, HeadInfo, Method, Pooling, SelfTest};
 use crate::base::{self, ALIGN, Base, Manifest, TensorInfo};
-use crate::graph::{Op, Shape, TensorShape, ValueId};
+use crate::graph::{Op, Shape, TensorShape, ValueId, host};
 use crate::header::{self, Header, KeyId, ProductId};
 use crate::layout::Layout;
 use crate::plan::plan;
@@ -216,9 +216,13 @@ impl Network {
     /// that does not stream is planned for its longest sequence whatever `pass_rows` says.
     ///
     /// # Errors
-    /// What [`Network::shapes`] and [`Base::new`] refuse; [`Error::Malformed`] if a matrix is not quantized yet.
+    /// What [`Network::shapes`] and [`Base::new`] refuse; [`Error::Malformed`] if a matrix is not quantized yet;
+    /// [`Error::HostOperator`] if a device could not run the network.
     pub fn write(&self, layout: Layout, pass_rows: u32) -> Result<Vec<u8>> {
         let shapes = self.shapes()?;
+        if let Some((op, host)) = host::first(&self.ops) {
+            return Err(Error::HostOperator { op, name: host.name() });
+        }
         let pass_rows = if self.streaming() { pass_rows.clamp(1, self.max_rows) } else { self.max_rows };
         let (values, values_bytes) = plan(&self.ops, &shapes, pass_rows, &[self.output, self.features]);
         let values: Vec<u8> = values.iter().flat_map(|value| value.to_bytes()).collect();

@@ -13,10 +13,11 @@ use rankpatch_format::adapter::Pooling;
 use rankpatch_format::graph::{Op, Rows, Shape, TensorId, ValueId};
 use rankpatch_format::write::{self, Network};
 
-use crate::ops::{self, AttentionShape, LoraFactors, RopeTable};
+use crate::ops::{self, AttentionShape, LoraFactors, RelativePositions, RopeTable};
 use crate::{Error, Result};
 
 mod batch;
+mod host;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +69,8 @@ pub struct Model {
     tensors: Vec<Tensor>,
     /// inv_freq of each rotary operator, by tensor.
     inv_freq: BTreeMap<TensorId, Vec<f32>>,
+    /// The relative positions that each operator reads, if it reads any.
+    positions: Vec<Option<RelativePositions>>,
     /// The site that each operator is, if it is one.
     site_of: Vec<Option<u16>>,
     sites: Vec<SiteInfo>,
@@ -131,6 +134,7 @@ impl Model {
         }
         Ok(Self {
             ops: network.ops.clone(),
+            positions: host::positions(&network.ops, &shapes, network.max_rows as usize),
             shapes,
             tensors,
             inv_freq,
@@ -156,10 +160,13 @@ impl Model {
     }
 
     /// Rows of the input of a site in a pass over `batch`, for dropout masks: sequences times rows, or one a sequence
-    /// where a row was selected; 0 if there is no such site.
+    /// where a row was selected, and those of a table that was appended to all; 0 if there is no such site.
     pub fn site_rows(&self, site: u16, batch: &Batch) -> usize {
         let op = self.site_of.iter().position(|of| *of == Some(site));
-        op.map_or(0, |op| batch.sequences * self.shapes[op].rows.count(batch.rows))
+        op.map_or(0, |op| match self.shapes[op].rows {
+            Rows::Tabled { table } => batch.sequences * batch.rows + table as usize,
+            rows => batch.sequences * rows.count(batch.rows),
+        })
     }
 
     /// Width of the feature rows that the network reads; 0 if it reads token ids.
@@ -377,6 +384,7 @@ impl Model {
             Op::MeanPool { input } => {
                 ops::mean_pool(pass.get(input)?, self.rows(input, batch), &self.lengths(input, batch))?
             }
+            Op::Host(op) => self.run_host(index as ValueId, op, pass)?,
         })
     }
 

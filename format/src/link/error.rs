@@ -232,6 +232,8 @@ impl From<Error> for Response<'_> {
             Error::ShapeMismatch { expected, found, .. } => (C::ShapeMismatch, expected, found),
             Error::Misaligned { expected, found, .. } => (C::Misaligned, expected, found),
             Error::PlanOverlap { first, second } => (C::PlanOverlap, first.into(), second.into()),
+            #[cfg(feature = "alloc")]
+            Error::HostOperator { op, .. } => (C::Malformed, 0, op.into()),
             Error::BufferTooSmall { expected, found, .. } => (C::BufferTooSmall, expected, found),
         };
         Self::Error { code, expected, found }

@@ -14,12 +14,15 @@
 //! | [`rms_norm`], [`layer_norm`] | `(x, weight, [bias,] eps)` | x |
 //! | [`rope`] | `(x, &RopeTable::new(positions, inv_freq, device))` | x |
 //! | [`attention`] | `(q, k, v, &AttentionShape)` | q, k, v |
+//! | [`relative_attention`] | `(q, k, v, &AttentionShape, &RelativePositions)` | q, k, v |
 //! | [`silu`], [`gelu`] | `(x)` | x |
 //! | [`silu_mul`] | `(gate, up)`, `silu(gate) * up` in one pass | gate, up |
 //! | [`add`], [`mul`] | `(a, b)` | a, b |
 //! | [`add_bias`] | `(x, bias)` | x, bias |
 //! | [`add_positions`] | `(x, table, seq)` | x |
 //! | [`prepend_token`] | `(x, token, seq)` | x, token |
+//! | [`append_table`] | `(x, table)` | x |
+//! | [`neighbours`] | `(x, seq, lengths: &[usize], reach)` | x |
 //! | [`select_rows`] | `(x, rows: &[u32])` | x |
 //! | [`mean_pool`] | `(x, seq, lengths: &[usize])` | x |
 //! | [`cross_entropy`] | `(logits, targets: u32 tensor, weights: f32 tensor)`, a scalar | logits |
@@ -48,6 +51,7 @@ mod graph;
 mod linear;
 mod loss;
 pub(crate) mod math;
+mod neighbours;
 mod norm;
 mod parallel;
 mod rope;
@@ -56,7 +60,10 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-pub use attention::{AttentionShape, attention, attention_composed};
+pub use attention::{
+    AttentionShape, RelativePositions, attention, attention_composed, bucket, relative_attention,
+    relative_attention_composed,
+};
 pub use elementwise::{add, add_bias, gelu, gelu_composed, mul, silu, silu_composed, silu_mul};
 pub use error::{OpError, Result};
 pub use fake_quant::fake_quant_lora;
@@ -67,6 +74,9 @@ pub use linear::lora::{
 };
 pub use linear::{frozen_linear, linear, linear_composed};
 pub use loss::{cross_entropy, cross_entropy_composed};
+pub use neighbours::{neighbours, neighbours_composed};
 pub use norm::{layer_norm, layer_norm_composed, rms_norm, rms_norm_composed};
 pub use rope::{RopeTable, rope, rope_composed};
-pub use rows::{add_positions, embedding, mean_pool, mean_pool_composed, prepend_token, select_rows};
+pub use rows::{
+    add_positions, append_table, embedding, mean_pool, mean_pool_composed, prepend_token, select_rows,
+};

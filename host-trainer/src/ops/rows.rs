@@ -1,4 +1,4 @@
-//! Operators that move rows: embedding, position table, prepended token, selection, mean over a sequence.
+//! Operators that move rows: embedding, position table, prepended token, appended table, selection, mean over a sequence.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -76,6 +76,30 @@ pub fn prepend_token(x: &Tensor, token: &Tensor, seq: usize) -> Result<Tensor> {
         }
     })?;
     Ok(node(&[&x, &token], Output::Host(y), shape, || PrependToken { seq, width })?)
+}
+
+/// The rows of `x`, then those of `table`, which is frozen.
+///
+/// `x` [rows, width], `table` [n, width]; gives [rows + n, width].
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn append_table(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let op = "append_table";
+    let (rows, width) = check::matrix(op, "x", x)?;
+    let (n, _) = check::matrix(op, "the table", table)?;
+    check::shape(op, "the table", table, &[n, width])?;
+    let table = table.detach();
+    if !x.device().is_cpu() {
+        return Ok(Tensor::cat(&[x, &table], 0)?);
+    }
+    let x = x.contiguous()?;
+    let mut y = Vec::with_capacity((rows + n) * width);
+    with_host(&[table.contiguous()?], &x.detach(), |table, x| {
+        y.extend_from_slice(x);
+        y.extend_from_slice(table[0]);
+    })?;
+    Ok(node(&[&x], Output::Host(y), (rows + n, width), || AppendTable)?)
 }
 
 /// `y[i] = x[rows[i]]`; a row may be picked more than once.
@@ -200,6 +224,26 @@ impl Backward for PrependToken {
                 for (dt, dy) in dt.iter_mut().zip(dy) {
                     *dt += dy;
                 }
+            }
+        });
+    }
+}
+
+struct AppendTable;
+
+impl Backward for AppendTable {
+    fn name(&self) -> &'static str {
+        "append_table"
+    }
+
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
+        let len = args.inputs[0].len();
+        sinks[0].write(len, |dx, accumulate| {
+            let dy = &args.grad[..len];
+            if accumulate {
+                parallel::add_assign(dx, dy);
+            } else {
+                dx.copy_from_slice(dy);
             }
         });
     }

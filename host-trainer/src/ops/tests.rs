@@ -11,6 +11,7 @@ mod linear;
 mod others;
 mod products;
 mod quantized;
+mod relative;
 mod walk;
 
 /// Largest error allowed, relative to the largest value: f32 sums of some hundred terms in another order.

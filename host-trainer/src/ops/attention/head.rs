@@ -6,6 +6,7 @@ use super::super::gemm::{Mat, Packed, Target, multiply, outer};
 use super::super::math;
 use super::super::simd::{LANES, largest, sum, sum_by, vectorized};
 use super::AttentionShape;
+use super::relative::{HeadParts, HeadTables, TableGrads, Tables};
 
 /// Queries of one block.
 const QUERIES: usize = 12;
@@ -22,6 +23,8 @@ pub(super) struct Sequence<'a> {
     pub(super) k: &'a [f32],
     /// [seq, n_kv_heads * head_size].
     pub(super) v: &'a [f32],
+    /// Relative positions, if there are any; then there are as many key heads as query heads.
+    pub(super) tables: Option<Tables<'a>>,
 }
 
 /// What the backward reads besides.
@@ -43,21 +46,25 @@ pub(super) struct HeadGrads {
     pub(super) dk: Vec<f32>,
     /// [seq, head_size].
     pub(super) dv: Vec<f32>,
+    /// Those of this head's part of the relative positions.
+    pub(super) tables: TableGrads,
 }
 
 /// The queries `start..start + count` of one head.
-struct Block {
-    start: usize,
-    count: usize,
+pub(super) struct Block {
+    pub(super) start: usize,
+    pub(super) count: usize,
     /// Keys that the last of them sees.
-    visible: usize,
+    pub(super) visible: usize,
 }
 
 /// Outputs [seq, head_size] of the query heads of one key head; `log_sums` [heads of the group, seq] gets the logarithm of
 /// each query's sum of exponentials.
 pub(super) fn forward(sequence: &Sequence<'_>, kv_head: usize, log_sums: &mut [f32]) -> Vec<Vec<f32>> {
     let &AttentionShape { seq, head_size, .. } = sequence.shape;
-    let keys = Packed::transposed(&sequence.gather(sequence.k, kv_head), sequence.length, head_size);
+    let k = sequence.gather(sequence.k, kv_head);
+    let keys = Packed::transposed(&k, sequence.length, head_size);
+    let mut tables = sequence.head_tables(kv_head, &k);
     let values = Packed::new(&sequence.gather(sequence.v, kv_head), sequence.length, head_size);
     let stride = sequence.stride();
     let mut scores = vec![0.0; QUERIES * stride];
@@ -69,6 +76,10 @@ pub(super) fn forward(sequence: &Sequence<'_>, kv_head: usize, log_sums: &mut [f
             for block in sequence.blocks() {
                 let Block { start, count, visible } = block;
                 sequence.scores(&block, head, &keys, &mut queries, &mut scores);
+                if let Some(tables) = &mut tables {
+                    let queries = Mat::new(&queries[..count * head_size], head_size);
+                    tables.add(&block, queries, &mut scores, stride);
+                }
                 let mut inverse = [0.0; QUERIES];
                 for (i, scores) in scores.chunks_exact_mut(stride).enumerate().take(count) {
                     let (seen, hidden) = scores[..visible].split_at_mut(sequence.visible(start + i));
@@ -107,6 +118,10 @@ pub(super) fn backward(sequence: &Sequence<'_>, outputs: &Outputs<'_>, kv_head: 
     let keys = Packed::transposed(&k, length, head_size);
     let values = Packed::transposed(&v, length, head_size);
     let key_rows = Packed::new(&k, length, head_size);
+    let mut tables = sequence.head_tables(kv_head, &k);
+    if let Some(tables) = &mut tables {
+        tables.start_backward(head_size);
+    }
     let width = n_heads * head_size;
     let stride = sequence.stride();
     let mut queries = vec![0.0; QUERIES * head_size];
@@ -120,6 +135,9 @@ pub(super) fn backward(sequence: &Sequence<'_>, outputs: &Outputs<'_>, kv_head: 
         for block in sequence.blocks() {
             let Block { start, count, visible } = block;
             sequence.scores(&block, head, &keys, &mut queries, &mut p);
+            if let Some(tables) = &mut tables {
+                tables.add(&block, Mat::new(&queries[..count * head_size], head_size), &mut p, stride);
+            }
             gather_rows(&mut grads, &outputs.dy[start * width..], width, head, head_size, 1.0);
             let grads = &grads[..count * head_size];
             let target = Target::strided(&mut ds, stride, count, visible);
@@ -151,7 +169,13 @@ pub(super) fn backward(sequence: &Sequence<'_>, outputs: &Outputs<'_>, kv_head: 
             }
             let queries = Mat::new(&queries[..count * head_size], head_size);
             let to = &mut dq[start * head_size..][..count * head_size];
-            multiply(Target::new(to, count, head_size), &[(Mat::strided(&ds, stride, visible), &key_rows)]);
+            let target = Target::new(to, count, head_size);
+            let by_key = (Mat::strided(&ds, stride, visible), &key_rows);
+            let tables = tables.as_mut();
+            match tables.and_then(|tables| tables.backward(&block, queries, &ds, stride)) {
+                Some(by_table) => multiply(target, &[by_key, by_table]),
+                None => multiply(target, &[by_key]),
+            }
             for dq in to {
                 *dq *= scale;
             }
@@ -163,7 +187,9 @@ pub(super) fn backward(sequence: &Sequence<'_>, outputs: &Outputs<'_>, kv_head: 
         dq
     });
     let dq = heads.collect();
-    HeadGrads { dq, dk: rows_of(&dk, stride, seq, length), dv: rows_of(&dv, stride, seq, length) }
+    let mut dk = rows_of(&dk, stride, seq, length);
+    let tables = tables.map(|tables| tables.finish(&k, &mut dk[..length * head_size], scale));
+    HeadGrads { dq, dk, dv: rows_of(&dv, stride, seq, length), tables: tables.unwrap_or_default() }
 }
 
 impl<'a> Sequence<'a> {
@@ -196,6 +222,20 @@ impl<'a> Sequence<'a> {
         let mut rows = vec![0.0; self.length * head_size];
         gather_rows(&mut rows, x, n_kv_heads * head_size, kv_head, head_size, 1.0);
         rows
+    }
+
+    /// The relative positions of one head, whose valid keys are `k`.
+    fn head_tables(&self, head: usize, k: &[f32]) -> Option<HeadTables<'a>> {
+        let &AttentionShape { n_heads, head_size, scale, .. } = self.shape;
+        let Tables { positions, keys, queries } = self.tables?;
+        let gather = |table: &[f32], factor| {
+            let mut rows = vec![0.0; positions.table_rows() * head_size];
+            gather_rows(&mut rows, table, n_heads * head_size, head, head_size, factor);
+            rows
+        };
+        let keys = keys.map(|table| gather(table, 1.0));
+        let queries = queries.map(|table| gather(table, scale));
+        Some(HeadTables::new(positions, HeadParts { keys, queries, k, head_size, block: QUERIES }))
     }
 
     /// `queries` gets the block's queries times the scale, `scores` their products with the keys.
