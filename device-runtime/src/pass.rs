@@ -198,6 +198,8 @@ impl Pass<'_, '_> {
             }
             Op::Silu { input } => float::silu(self.copied(index, input)),
             Op::Gelu { input } => float::gelu(self.copied(index, input)),
+            Op::GeluErf { input } => float::gelu_erf(self.copied(index, input)),
+            Op::Tanh { input } => float::tanh(self.copied(index, input)),
             Op::Add { a, b } => self.binary(index, a, b, float::add),
             Op::Mul { a, b } => self.binary(index, a, b, float::mul),
             Op::PrependToken { input, token } => {

@@ -311,16 +311,19 @@ fn refusals_change_nothing() {
             found: merged_bytes(&base, &adapter, MergedType::Int8) - 4
         })
     );
-    assert_eq!(engine.run_tokens(&[300]).err(), Some(Error::UnknownToken { expected: 270, found: 300 }));
-    assert_eq!(engine.run_tokens(&[]).err(), Some(Error::SequenceTooLong { expected: 13, found: 0 }));
-    assert_eq!(engine.run_tokens(&[1; 14]).err(), Some(Error::SequenceTooLong { expected: 13, found: 14 }));
+    assert_eq!(engine.run_tokens(&[300u16]).err(), Some(Error::UnknownToken { expected: 270, found: 300 }));
+    assert_eq!(engine.run_tokens::<u16>(&[]).err(), Some(Error::SequenceTooLong { expected: 13, found: 0 }));
+    assert_eq!(
+        engine.run_tokens(&[1u16; 14]).err(),
+        Some(Error::SequenceTooLong { expected: 13, found: 14 })
+    );
     assert_eq!(engine.run_features(&[0.0; 9]).err(), Some(Error::WrongInput { expected: 0, found: 9 }));
     assert_eq!(engine.position(), 11);
     assert_eq!(run(&mut engine), expected);
 
     let mut arena = memory(arena_bytes(&other_base, 24));
     let mut engine = Engine::new(other_base, arena.bytes_mut(), 24).unwrap();
-    assert_eq!(engine.run_tokens(&[1]).err(), Some(Error::WrongInput { expected: 9, found: 1 }));
+    assert_eq!(engine.run_tokens(&[1u16]).err(), Some(Error::WrongInput { expected: 9, found: 1 }));
     assert_eq!(engine.run_features(&[0.0; 10]).err(), Some(Error::WrongInput { expected: 9, found: 10 }));
     assert_eq!(
         engine.run_features(&[0.0; 126]).err(),

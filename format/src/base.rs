@@ -9,7 +9,7 @@ use crate::graph::{Op, Ops, Rows, Shape, TensorId, TensorShape, ValueId};
 use crate::layout::{Layout, decode_dsp_word};
 use crate::read::Reader;
 use crate::tokenizer::{Tokenizer, TokenizerInfo};
-use crate::{BaseId, Error, MAX_WIDTH, Result, VERSION, What};
+use crate::{BaseId, Error, MAX_OUTPUTS, MAX_WIDTH, Result, VERSION, What};
 
 /// First bytes of a base image.
 pub const MAGIC: [u8; 3] = *b"RPB";
@@ -308,9 +308,13 @@ impl<'a> Base<'a> {
         }
         for (index, record) in records.iter().enumerate() {
             let info = TensorInfo::from_bytes(record).ok_or(Error::Malformed { what: What::TensorRecord })?;
-            for (what, found) in [(What::TensorRows, info.rows), (What::TensorColumns, info.cols)] {
-                if found == 0 || found > MAX_WIDTH {
-                    return Err(Error::OutOfRange { what, found, max: MAX_WIDTH });
+            // A vector may be as long as a matrix has rows: it is a bias then.
+            let max_cols = if info.layout.is_some() { MAX_WIDTH } else { MAX_OUTPUTS };
+            for (what, found, max) in
+                [(What::TensorRows, info.rows, MAX_OUTPUTS), (What::TensorColumns, info.cols, max_cols)]
+            {
+                if found == 0 || found > max {
+                    return Err(Error::OutOfRange { what, found, max });
                 }
             }
             self.in_image(What::TensorSection, info.offset, info.section_bytes(), sections_from)?;

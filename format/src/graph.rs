@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::read::Reader;
-use crate::{Error, MAX_WIDTH, Result, What};
+use crate::{Error, MAX_OUTPUTS, Result, What};
 
 #[cfg(feature = "alloc")]
 pub use host::HostOp;
@@ -146,6 +146,16 @@ pub enum Op {
         /// x.
         input: ValueId,
     },
+    /// y = 0.5 x (1 + erf(x / sqrt(2))), the exact form.
+    GeluErf {
+        /// x.
+        input: ValueId,
+    },
+    /// y = tanh(x).
+    Tanh {
+        /// x.
+        input: ValueId,
+    },
     /// An operator that no device runs and no base image holds. The last variant: readers know those before it.
     #[cfg(feature = "alloc")]
     #[serde(skip_deserializing)]
@@ -236,6 +246,8 @@ impl Op {
             | Self::AddPosition { input, .. }
             | Self::Silu { input }
             | Self::Gelu { input }
+            | Self::GeluErf { input }
+            | Self::Tanh { input }
             | Self::Scale { input, .. }
             | Self::PrependToken { input, .. }
             | Self::SelectRow { input, .. }
@@ -256,6 +268,8 @@ impl Op {
             | Self::AddPosition { input: x, .. }
             | Self::Silu { input: x }
             | Self::Gelu { input: x }
+            | Self::GeluErf { input: x }
+            | Self::Tanh { input: x }
             | Self::Scale { input: x, .. } => x == input,
             // An operator that reads the same value twice gets a place of its own: there is nothing to gain.
             Self::Add { a, b } | Self::Mul { a, b } => a == input && b != input,
@@ -381,7 +395,9 @@ impl Op {
                 positive(What::AttentionScale, scale)?;
                 q
             }
-            Self::Silu { input } | Self::Gelu { input } => read(input)?,
+            Self::Silu { input } | Self::Gelu { input } | Self::GeluErf { input } | Self::Tanh { input } => {
+                read(input)?
+            }
             Self::Add { a, b } | Self::Mul { a, b } => {
                 let (a, b) = (read(a)?, read(b)?);
                 if a.width != b.width || a.rows != b.rows {
@@ -422,8 +438,8 @@ impl Op {
             #[cfg(feature = "alloc")]
             Self::Host(op) => op.infer(index, tensor, read)?,
         };
-        if shape.width == 0 || shape.width > MAX_WIDTH {
-            return Err(Error::OutOfRange { what: What::ValueWidth, found: shape.width, max: MAX_WIDTH });
+        if shape.width == 0 || shape.width > MAX_OUTPUTS {
+            return Err(Error::OutOfRange { what: What::ValueWidth, found: shape.width, max: MAX_OUTPUTS });
         }
         Ok(shape)
     }

@@ -52,8 +52,12 @@ pub const VERSION: u8 = 1;
 /// [`MAX_WIDTH`] it keeps every integer accumulator inside `i32`.
 pub const MAX_RANK: u32 = 256;
 
-/// Widest value of a graph, in elements.
+/// Most columns of a matrix, which are the elements that a row of sums has; also the longest sequence.
 pub const MAX_WIDTH: u32 = 65_536;
+
+/// Most rows of a matrix, which are token ids or outputs, and so the widest value of a graph. A device takes ids of 16 bits over its
+/// link; vocabularies beyond them train and run on a host.
+pub const MAX_OUTPUTS: u32 = 1 << 20;
 
 const _: () = assert!(cfg!(target_endian = "little"), "sections are read in place and are little-endian");
 

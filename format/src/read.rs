@@ -118,6 +118,8 @@ impl<'a> Reader<'a> {
             13 => Op::PrependToken { input, token: self.u16()? },
             14 => Op::SelectRow { input, row: self.u32()? },
             15 => Op::MeanPool { input },
+            16 => Op::GeluErf { input },
+            17 => Op::Tanh { input },
             _ => return None,
         })
     }

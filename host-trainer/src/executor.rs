@@ -365,6 +365,8 @@ impl Model {
             }
             Op::Silu { input } => ops::silu(pass.get(input)?)?,
             Op::Gelu { input } => ops::gelu(pass.get(input)?)?,
+            Op::GeluErf { input } => ops::gelu_erf(pass.get(input)?)?,
+            Op::Tanh { input } => ops::tanh(pass.get(input)?)?,
             Op::Add { a, b } => ops::add(pass.get(a)?, pass.get(b)?)?,
             Op::Mul { a, b } => match self.ops[usize::from(a)] {
                 Op::Silu { input } if self.is_gate(a.into(), uses) => {

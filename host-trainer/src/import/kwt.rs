@@ -108,7 +108,7 @@ fn not_safetensors(path: &Path, source: &safetensors::SafeTensorError) -> Error 
 }
 
 /// The first few names, sorted, and how many more there are.
-fn summary(names: &[&str]) -> String {
+pub(super) fn summary(names: &[&str]) -> String {
     let mut names = names.to_vec();
     names.sort_unstable();
     let shown = names.iter().take(4).copied().collect::<Vec<_>>().join(", ");

@@ -3,6 +3,7 @@
 //! Importers name the sites, and only they know a model's own file format. They do not quantize.
 
 mod build;
+pub mod hf;
 pub mod kwt;
 pub mod llama2c;
 #[cfg(test)]
@@ -18,12 +19,16 @@ use crate::{Error, Result};
 ///
 /// | file | model |
 /// | --- | --- |
+/// | `config.json` and `model.safetensors` | a folder of Hugging Face's `transformers`, see [`hf::load`] |
 /// | `*.bin` | llama2.c, version 0, with its tokenizer `tok*.bin` beside it |
 /// | `*.safetensors` | KWT, with `labels.txt` beside it |
 ///
 /// # Errors
 /// [`Error::UnknownFile`] if the path is no such file or a folder with none or several; whatever the importer refuses.
 pub fn load(path: &Path) -> Result<Network> {
+    if hf::is_folder(path) {
+        return hf::load(path);
+    }
     let file = if path.is_dir() { find_in(path)? } else { path.to_path_buf() };
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("bin") => llama2c::load(&file, &llama2c::tokenizer_beside(&file)?),
@@ -49,7 +54,8 @@ fn find_in(folder: &Path) -> Result<PathBuf> {
         (Some(model), []) => Ok(model),
         (last, others) => Err(Error::UnknownFile {
             path: folder.to_path_buf(),
-            expected: "a folder with one model file (.bin of llama2.c or .safetensors of KWT)".into(),
+            expected: "a folder with config.json (Hugging Face) or one model file (.bin of llama2.c, .safetensors of KWT)"
+                .into(),
             found: format!("{} of them", others.len() + usize::from(last.is_some())),
         }),
     }

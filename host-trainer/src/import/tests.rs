@@ -336,7 +336,7 @@ fn a_kwt_with_other_tensors_is_refused() {
     folder.write("another.bin", b"");
     let error = load(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains("expected a folder with one model file") && error.ends_with("found 2 of them"),
+        error.contains("or one model file (.bin of llama2.c") && error.ends_with("found 2 of them"),
         "{error}"
     );
     let error = load(&folder.path().join("labels.txt")).unwrap_err();

@@ -1,4 +1,4 @@
-//! Elementwise operators: addition, product, SiLU, the gated SiLU, GELU (tanh form), and the bias of a linear layer.
+//! Elementwise operators: addition, product, SiLU, the gated SiLU, GELU in both forms, tanh, and the bias of a linear layer.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -50,6 +50,22 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     unary("gelu", x, Unary::Gelu)
 }
 
+/// `y = 0.5 x (1 + erf(x / sqrt(2)))`.
+///
+/// # Errors
+/// If the type is not f32.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    unary("gelu_erf", x, Unary::GeluErf)
+}
+
+/// `y = tanh(x)`.
+///
+/// # Errors
+/// If the type is not f32.
+pub fn tanh(x: &Tensor) -> Result<Tensor> {
+    unary("tanh", x, Unary::Tanh)
+}
+
 /// `y[r, c] = x[r, c] + bias[c]`; both may have gradients.
 ///
 /// # Errors
@@ -95,10 +111,28 @@ pub fn gelu_composed(x: &Tensor) -> Result<Tensor> {
     Ok((x * ((inner.tanh()? + 1.0)? * 0.5)?)?)
 }
 
+/// [`gelu_erf`] in plain candle operators.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn gelu_erf_composed(x: &Tensor) -> Result<Tensor> {
+    Ok(x.gelu_erf()?)
+}
+
+/// [`tanh`] in plain candle operators.
+///
+/// # Errors
+/// Those of the tensor library.
+pub fn tanh_composed(x: &Tensor) -> Result<Tensor> {
+    Ok(x.tanh()?)
+}
+
 #[derive(Clone, Copy)]
 enum Unary {
     Silu,
     Gelu,
+    GeluErf,
+    Tanh,
 }
 
 fn unary(op: &'static str, x: &Tensor, kind: Unary) -> Result<Tensor> {
@@ -107,6 +141,8 @@ fn unary(op: &'static str, x: &Tensor, kind: Unary) -> Result<Tensor> {
         return match kind {
             Unary::Silu => silu_composed(x),
             Unary::Gelu => gelu_composed(x),
+            Unary::GeluErf => gelu_erf_composed(x),
+            Unary::Tanh => tanh_composed(x),
         };
     }
     let x = x.contiguous()?;
@@ -114,6 +150,8 @@ fn unary(op: &'static str, x: &Tensor, kind: Unary) -> Result<Tensor> {
     with_values(&x, |x| match kind {
         Unary::Silu => parallel::map1(&mut y, false, x, |x| x * math::sigmoid(x)),
         Unary::Gelu => parallel::map1(&mut y, false, x, |x| 0.5 * x * (1.0 + math::tanh(gelu_inner(x)))),
+        Unary::GeluErf => parallel::map1(&mut y, false, x, |x| x * math::normal(x).0),
+        Unary::Tanh => parallel::map1(&mut y, false, x, math::tanh),
     })?;
     Ok(node(&[&x], Output::Host(y), x.shape(), || kind)?)
 }
@@ -127,6 +165,8 @@ impl Backward for Unary {
         match self {
             Self::Silu => "silu",
             Self::Gelu => "gelu",
+            Self::GeluErf => "gelu_erf",
+            Self::Tanh => "tanh",
         }
     }
 
@@ -138,6 +178,14 @@ impl Backward for Unary {
                 let tanh = math::tanh(gelu_inner(x));
                 let inner_slope = GELU_SLOPE * (1.0 + 3.0 * GELU_CUBIC * x * x);
                 dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner_slope)
+            }),
+            Self::GeluErf => parallel::map2(dx, accumulate, x, &args.grad, |x, dy| {
+                let (below, density) = math::normal(x);
+                dy * (below + x * density)
+            }),
+            Self::Tanh => parallel::map2(dx, accumulate, x, &args.grad, |x, dy| {
+                let tanh = math::tanh(x);
+                dy * (1.0 - tanh * tanh)
             }),
         });
     }

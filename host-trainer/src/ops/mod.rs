@@ -15,7 +15,7 @@
 //! | [`rope`] | `(x, &RopeTable::new(positions, inv_freq, device))` | x |
 //! | [`attention`] | `(q, k, v, &AttentionShape)` | q, k, v |
 //! | [`relative_attention`] | `(q, k, v, &AttentionShape, &RelativePositions)` | q, k, v |
-//! | [`silu`], [`gelu`] | `(x)` | x |
+//! | [`silu`], [`gelu`], [`gelu_erf`], [`tanh`] | `(x)` | x |
 //! | [`silu_mul`] | `(gate, up)`, `silu(gate) * up` in one pass | gate, up |
 //! | [`add`], [`mul`] | `(a, b)` | a, b |
 //! | [`add_bias`] | `(x, bias)` | x, bias |
@@ -64,7 +64,10 @@ pub use attention::{
     AttentionShape, RelativePositions, attention, attention_composed, bucket, relative_attention,
     relative_attention_composed,
 };
-pub use elementwise::{add, add_bias, gelu, gelu_composed, mul, silu, silu_composed, silu_mul};
+pub use elementwise::{
+    add, add_bias, gelu, gelu_composed, gelu_erf, gelu_erf_composed, mul, silu, silu_composed, silu_mul,
+    tanh, tanh_composed,
+};
 pub use error::{OpError, Result};
 pub use fake_quant::fake_quant_lora;
 pub use graph::value_and_grad;

@@ -69,7 +69,7 @@ fn run_engine(adapter: &Adapter<'_>, base: &Base<'_>) {
     let mut merged = vec![0_u128; merged_bytes(base, adapter, MergedType::Int16).div_ceil(16) + 1];
     let mut engine =
         Engine::new(*base, bytemuck::cast_slice_mut(&mut arena), 4).expect("an arena of its size");
-    let tokens = [1, 4, 5];
+    let tokens = [1u16, 4, 5];
     let plain = bits(engine.run_tokens(&tokens).expect("three tokens"));
     engine.attach(*adapter).expect("room for its outputs");
     let streamed = bits(engine.run_tokens(&tokens).expect("three tokens"));

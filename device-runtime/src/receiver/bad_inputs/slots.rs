@@ -307,7 +307,7 @@ fn bad_48_numbers_that_are_absurd_but_valid() {
     let base = base();
     let mut arena = Aligned::new(&vec![0; crate::arena_bytes(&base, 24)]);
     let mut engine = crate::Engine::new(base, arena.bytes_mut(), 24).unwrap();
-    let tokens = [1, 50, 200, 7, 9];
+    let tokens = [1u16, 50, 200, 7, 9];
     let plain = engine.run_tokens(&tokens).unwrap().to_vec();
     let stored = Aligned::new(bench.slots().file(slot.into()).unwrap());
     engine.attach(crate::Adapter::new(stored.bytes(), &base).unwrap()).unwrap();

@@ -110,6 +110,8 @@ fn elementwise() {
     let (a, b) = (variable("a", &[3000, 7]), variable("b", &[3000, 7]));
     check_operator("silu", std::slice::from_ref(&a), |t| silu(&t[0]), |t| silu_composed(&t[0]));
     check_operator("gelu", std::slice::from_ref(&a), |t| gelu(&t[0]), |t| gelu_composed(&t[0]));
+    check_operator("gelu_erf", std::slice::from_ref(&a), |t| gelu_erf(&t[0]), |t| gelu_erf_composed(&t[0]));
+    check_operator("tanh", std::slice::from_ref(&a), |t| tanh(&t[0]), |t| tanh_composed(&t[0]));
     let two = [a, b];
     check_operator("add", &two, |t| add(&t[0], &t[1]), |t| Ok(t[0].add(&t[1])?));
     check_operator("mul", &two, |t| mul(&t[0], &t[1]), |t| Ok(t[0].mul(&t[1])?));
