@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program")]
 
 mod bench;
+mod bench_train;
 mod demo;
 mod golden;
 mod nightly;
@@ -26,6 +27,9 @@ Tasks:
   demo            trains an adapter and switches an emulated Cortex-M4 to it and back
   bench [--json]  instruction counts of kernels and networks on the emulated cores. --bless writes them to
                   tests/golden/bench.json instead; --check, as `test` does, fails if one has grown by more than 1 %
+  bench-train [--json] [--device cuda:N] [--peft PYTHON]
+                  step times and memory of the trainer, on the CPU or a GPU; with a Python that has torch, transformers and
+                  peft, also of those, in turns
   golden          writes the golden files of the format anew; review them as a change of the format
   miri            readers and slots under Miri; needs a nightly compiler
   fuzz [TARGET [RUNS]]  libFuzzer on every target of fuzz/, 1,000,000 executions each; needs nightly and cargo-fuzz
@@ -40,6 +44,7 @@ enum Task {
     Test,
     Demo,
     Bench(Mode),
+    BenchTrain(bench_train::Options),
     Golden,
     Miri,
     Fuzz { target: Option<String>, runs: Option<u64> },
@@ -55,6 +60,7 @@ impl Task {
             ["test"] => Self::Test,
             ["demo"] => Self::Demo,
             ["bench", rest @ ..] => Self::Bench(Mode::parse(rest)?),
+            ["bench-train", rest @ ..] => Self::BenchTrain(bench_train::Options::parse(rest)?),
             ["golden"] => Self::Golden,
             ["miri"] => Self::Miri,
             ["fuzz"] => Self::Fuzz { target: None, runs: None },
@@ -75,6 +81,7 @@ impl Task {
             Self::Test => test::run(),
             Self::Demo => demo::run().map(|()| ExitCode::Success),
             Self::Bench(mode) => bench::run(mode).map(|()| ExitCode::Success),
+            Self::BenchTrain(ref options) => bench_train::run(options).map(|()| ExitCode::Success),
             Self::Golden => golden::run().map(|()| ExitCode::Success),
             Self::Miri => nightly::miri().map(|()| ExitCode::Success),
             Self::Fuzz { ref target, runs } => {
