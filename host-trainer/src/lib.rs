@@ -17,6 +17,7 @@ pub mod ops;
 pub mod optim;
 pub mod peft;
 pub mod quant;
+pub mod report;
 pub mod rng;
 pub mod schedule;
 pub mod sim;

@@ -4,6 +4,8 @@
 
 mod base;
 mod bundle;
+mod compare;
+mod completions;
 pub mod console;
 mod device;
 mod eval;
@@ -47,6 +49,8 @@ enum Command {
     Train(train::Args),
     /// Measures a base or an adapter on a task's test set
     Eval(eval::Args),
+    /// Shows finished runs side by side
+    Compare(compare::Args),
     /// Shows what is in a base image or an adapter file, and checks it
     Inspect(inspect::Args),
     /// Makes and shows signing keys
@@ -62,6 +66,8 @@ enum Command {
     Sim(sim::Args),
     /// Talks to a device over a serial port or TCP
     Device(device::Args),
+    /// Prints a script that completes commands and options in a shell
+    Completions(completions::Args),
 }
 
 /// Runs a command line, the program's name first, and returns the exit code.
@@ -94,6 +100,8 @@ fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
         Command::Base(command) => base::run(&command, console),
         Command::Train(args) => train::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),
+        Command::Compare(args) => compare::run(&args, console),
+        Command::Completions(args) => completions::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Bundle(args) => bundle::run(&args, console),
         Command::Key(command) => key::run(&command, console),

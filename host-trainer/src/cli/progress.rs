@@ -48,6 +48,15 @@ impl Bar {
     }
 }
 
+/// Seconds as `12 s`, `3 min 20 s` or `2 h 05 min`.
+fn duration(seconds: f64) -> String {
+    match seconds.round() as u64 {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds @ 60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        seconds => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -59,19 +68,21 @@ pub(super) struct Shown<'c, 'o> {
     bar: Option<ProgressBar>,
     /// The last line's share of the run.
     line: u64,
+    /// Steps that earlier parts of the run took.
+    first_step: u64,
 }
 
 impl<'c, 'o> Shown<'c, 'o> {
     pub(super) fn new(console: &'c mut Console<'o>, progress: Progress) -> Self {
         let with_bar = progress == Progress::Bar || progress == Progress::Auto && console.interactive;
         let bar = with_bar.then(|| {
-            let template = "{bar:30} {pos}/{len} steps, {eta} left, {msg}";
+            let template = "{bar:30} {pos}/{len} steps, {msg}, {eta} left";
             ProgressBar::new(0).with_style(style(template))
         });
         if let Some(bar) = &bar {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
-        Self { console, json: progress == Progress::Json, bar, line: 0 }
+        Self { console, json: progress == Progress::Json, bar, line: 0, first_step: 0 }
     }
 
     fn line(&mut self, text: &str) {
@@ -100,9 +111,12 @@ impl Reporter for Shown<'_, '_> {
                     grouped(*examples as u64),
                     grouped(*test_examples as u64)
                 ));
+                self.first_step = *first_step;
                 if let Some(bar) = &self.bar {
                     bar.set_length(*steps);
                     bar.set_position(*first_step);
+                    // What an earlier part took says nothing about the time left.
+                    bar.reset_eta();
                 }
             }
             Event::PhaseChanged { step, phase } => {
@@ -112,18 +126,23 @@ impl Reporter for Shown<'_, '_> {
                 };
                 self.line(&format!("step {step}: {phase} from here"));
             }
-            Event::Step { step, steps, loss, learning_rate, tokens_per_second, .. } => {
+            Event::Step { step, steps, loss, learning_rate, tokens_per_second, seconds, .. } => {
                 if let Some(bar) = &self.bar {
-                    bar.set_message(format!("loss {loss:.4}, {tokens_per_second:.0} rows/s"));
+                    bar.set_message(format!(
+                        "loss {loss:.4}, rate {learning_rate:.2e}, {tokens_per_second:.0} tokens/s"
+                    ));
                     bar.set_position(*step);
                     return;
                 }
                 let line = step * LINES / (*steps).max(1);
                 if line > self.line {
                     self.line = line;
+                    let taken = step.saturating_sub(self.first_step).max(1);
+                    let left = seconds / taken as f64 * steps.saturating_sub(*step) as f64;
                     self.console.log(&format!(
                         "step {step}/{steps}  loss {loss:.4}  learning rate {learning_rate:.2e}  \
-                         {tokens_per_second:.0} rows/s"
+                         {tokens_per_second:.0} tokens/s  {} left",
+                        duration(left)
                     ));
                 }
             }
@@ -153,5 +172,18 @@ impl Drop for Shown<'_, '_> {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_given_in_the_units_that_matter() {
+        assert_eq!(
+            [0.4, 59.4, 59.6, 200.0, 3599.9, 7530.0].map(duration),
+            ["0 s", "59 s", "1 min 00 s", "3 min 20 s", "1 h 00 min", "2 h 05 min"]
+        );
     }
 }

@@ -4,6 +4,7 @@ mod bundle;
 mod device;
 mod files;
 mod keys;
+mod report;
 mod run;
 
 use std::path::{Path, PathBuf};

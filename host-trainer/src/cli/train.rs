@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use rankpatch_format::adapter::Adapter;
 use rankpatch_format::link::Mode;
-use serde::Serialize;
 
 use super::console::{Console, Format, fields, grouped};
 use super::exit::{FAILURE, Failure, Outcome};
@@ -15,17 +14,18 @@ use super::progress::{Progress, Shown};
 use super::task::{LoadedBase, Overrides, digest, load_base};
 use crate::export::export;
 use crate::lora::FloatAdapter;
+use crate::peft;
+use crate::report::{History, Metrics, Summary};
 use crate::sim::Simulator;
-use crate::train::{Metric, TaskData, TrainConfig, TrainError, Trainer, evaluate_float};
-use crate::{files, peft};
+use crate::train::{Metric, RunLog, TaskData, TrainConfig, TrainError, Trainer, evaluate_float};
 use plan::Plan;
 
 /// File of a run that can go on, in the output folder.
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Folder of the PEFT adapter, in the output folder.
 const PEFT: &str = "peft";
-/// File of the results, in the output folder.
-const SUMMARY: &str = "summary.json";
+/// Lines of the run's events, in the output folder.
+const LOG: &str = "log.jsonl";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -51,37 +51,6 @@ pub(super) struct Args {
     overrides: Overrides,
 }
 
-/// What a run made.
-#[derive(Debug, Serialize)]
-struct Summary {
-    task: String,
-    base: String,
-    base_id: String,
-    sites: usize,
-    rank: usize,
-    alpha: f64,
-    payload_bytes: usize,
-    adapter_file_bytes: usize,
-    self_test_digest: String,
-    metric: Metrics,
-    training_seconds: f64,
-    adapter: PathBuf,
-    peft: PathBuf,
-}
-
-/// The task's metric, each measured on the test set.
-#[derive(Debug, Serialize)]
-struct Metrics {
-    name: &'static str,
-    examples: usize,
-    /// The base alone, with the device's code; `None` if the task needs a head that the base lacks.
-    base: Option<f64>,
-    /// Float factors, in the trainer.
-    adapter_float: f64,
-    /// The file, streamed, with the device's code.
-    adapter_device: f64,
-}
-
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let config = TrainConfig::load(&args.file, &args.overrides.0)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(&config.task));
@@ -98,18 +67,26 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         trainer.resume(&checkpoint)?;
     }
     trainer.stop_on(interrupt::flag());
-    let start = std::time::Instant::now();
-    let ran = trainer.run(&mut Shown::new(console, args.progress), Some(&checkpoint));
+    let path = out.join(LOG);
+    let mut log = if args.resume { RunLog::resume(&path, trainer.step()) } else { RunLog::create(&path) }
+        .map_err(failed)?;
+    let ran = trainer.run(&mut (Shown::new(console, args.progress), &mut log), Some(&checkpoint));
     ran.map_err(|error| {
         let interrupted = matches!(error, crate::Error::Train(TrainError::Interrupted { .. }));
         let failure = Failure::from(error);
         if interrupted { failure.hint("the same command with --resume goes on") } else { failure }
     })?;
-    let training_seconds = start.elapsed().as_secs_f64();
+    log.finish().map_err(failed)?;
+    let history = History::read(&path)?;
     let adapter = trainer.adapter()?;
     console.note("measuring with the device's code");
-    let summary = finish(&trainer, &adapter, &base, sequence, training_seconds, &out)?;
+    let summary = finish(&trainer, &adapter, &base, &history, &out)?;
     console.print(args.format, &summary, text)
+}
+
+/// A result that cannot be written.
+fn failed(error: crate::Error) -> Failure {
+    Failure::new(FAILURE, error)
 }
 
 /// Exports the adapter in both forms, measures it and writes the summary.
@@ -117,14 +94,12 @@ fn finish(
     trainer: &Trainer,
     adapter: &FloatAdapter,
     base: &LoadedBase,
-    sequence: u32,
-    training_seconds: f64,
+    history: &History,
     out: &Path,
 ) -> Outcome<Summary> {
     let LoadedBase { network, image } = base;
-    let exported = export(adapter, network, sequence, |file| digest(image, file))?;
+    let exported = export(adapter, network, trainer.config().sequence, |file| digest(image, file))?;
     let (file_path, peft_path) = (out.join(format!("{}.rpa", adapter.task)), out.join(PEFT));
-    let failed = |error| Failure::new(FAILURE, error);
     exported.write(&file_path).map_err(failed)?;
     peft::write(adapter, &network.name, &peft_path).map_err(failed)?;
 
@@ -143,16 +118,17 @@ fn finish(
         sites: adapter.sites.len(),
         rank: adapter.config.rank,
         alpha: adapter.config.alpha,
+        trained: trainer.trained(),
+        steps: trainer.step(),
         payload_bytes,
         adapter_file_bytes: exported.file.len(),
         self_test_digest: format!("{:#018x}", exported.data.self_test.digest),
-        metric: Metrics { name: name.as_str(), examples, base: alone, adapter_float, adapter_device },
-        training_seconds,
+        metric: Metrics { name, examples, base: alone, adapter_float, adapter_device },
+        training_seconds: history.seconds,
         adapter: file_path,
         peft: peft_path,
     };
-    let json = serde_json::to_string_pretty(&summary).map_err(std::io::Error::from)? + "\n";
-    files::write_atomically(&out.join(SUMMARY), json.as_bytes()).map_err(failed)?;
+    summary.write(out).map_err(failed)?;
     Ok(summary)
 }
 
@@ -172,7 +148,7 @@ fn text(summary: &Summary) -> String {
             ),
         ),
         (
-            name,
+            name.as_str(),
             format!(
                 "base {base}, adapter in float {adapter_float:.4}, on the device {adapter_device:.4} ({examples} examples)"
             ),

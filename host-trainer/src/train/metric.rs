@@ -1,9 +1,9 @@
 //! What a task is measured by. Each formula is here once, for the float executor and for the device's code.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MetricName {
     /// Bits per character of the texts set apart; the end of a text counts as a character. Lower is better.
@@ -34,7 +34,7 @@ impl std::fmt::Display for MetricName {
 }
 
 /// A result.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     /// What was measured.
     pub name: MetricName,

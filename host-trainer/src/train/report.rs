@@ -10,6 +10,20 @@ pub trait Reporter {
     fn event(&mut self, event: &Event<'_>);
 }
 
+/// Two reporters that hear the same.
+impl<A: Reporter, B: Reporter> Reporter for (A, B) {
+    fn event(&mut self, event: &Event<'_>) {
+        self.0.event(event);
+        self.1.event(event);
+    }
+}
+
+impl<R: Reporter + ?Sized> Reporter for &mut R {
+    fn event(&mut self, event: &Event<'_>) {
+        (**self).event(event);
+    }
+}
+
 /// A reporter that says nothing.
 impl Reporter for () {
     fn event(&mut self, _: &Event<'_>) {}
@@ -70,6 +84,8 @@ pub enum Event<'a> {
         grad_norm: f64,
         /// Rows of input per second since the start, padding not counted.
         tokens_per_second: f64,
+        /// Seconds since the start of this part of the run.
+        seconds: f64,
     },
     /// The task was measured with the float factors.
     Evaluated {

@@ -199,13 +199,15 @@ impl Trainer {
                 recent += outcome.loss;
                 recent_steps += 1;
             }
+            let seconds = start.elapsed().as_secs_f64();
             reporter.event(&Event::Step {
                 step: self.step,
                 steps,
                 loss: outcome.loss,
                 learning_rate: outcome.learning_rate,
                 grad_norm: outcome.grad_norm,
-                tokens_per_second: rows as f64 / start.elapsed().as_secs_f64().max(1e-9),
+                tokens_per_second: rows as f64 / seconds.max(1e-9),
+                seconds,
             });
             if every(self.config.eval_steps, self.step) && self.step < steps {
                 self.evaluate(reporter)?;

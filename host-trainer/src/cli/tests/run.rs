@@ -206,6 +206,7 @@ fn own_data_are_trained_on() {
 
 #[test]
 fn unfit_data_end_with_one_message() {
+    const DIVERGED: &str = "the training has diverged";
     let fixture = Fixture::new();
     let train = |data: &[u8], rest: &str, code: u8, expected: &str| {
         fixture.write("own.jsonl", data);
@@ -214,7 +215,9 @@ fn unfit_data_end_with_one_message() {
             b"task = \"own\"\nbase = \"decoder.rpb\"\ndataset = \"jsonl\"\ndata = \"own.jsonl\"\nsteps = 2\n",
         );
         fixture.run(&format!("train @own.toml --out @out {rest}")).fails(code, expected);
-        assert!(!fixture.path("out").exists(), "a run that did not start leaves nothing");
+        assert!(!fixture.path("out/own.rpa").exists(), "a run that failed leaves no adapter");
+        let lines = std::fs::read_to_string(fixture.path("out/log.jsonl")).unwrap_or_default();
+        assert_eq!(lines.contains("started"), expected == DIVERGED, "only a run that starts leaves a log");
     };
     let long = format!("{{\"text\": \"{}\"}}\n", "abc".repeat(20)).repeat(3);
     train(b"", "", exit::BAD_INPUT, "expected at least one example for training, found none");
@@ -243,12 +246,7 @@ fn unfit_data_end_with_one_message() {
         exit::BAD_INPUT,
         "expected one of the training part: x, y, found z",
     );
-    train(
-        long.as_bytes(),
-        "--max-length 9 --learning-rate 1e30 --steps 50",
-        exit::FAILURE,
-        "the training has diverged",
-    );
+    train(long.as_bytes(), "--max-length 9 --learning-rate 1e30 --steps 50", exit::FAILURE, DIVERGED);
 }
 
 #[test]
