@@ -21,6 +21,7 @@ pub mod report;
 pub mod rng;
 pub mod schedule;
 pub mod sim;
+pub mod spectrum;
 pub mod train;
 
 pub use error::{Error, Result};

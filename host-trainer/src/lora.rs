@@ -87,6 +87,12 @@ impl LoraConfig {
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
+    /// The alpha with which an update of this rank has this scaling.
+    pub(crate) fn alpha_for(&self, scaling: f64, rank: usize) -> f64 {
+        let rank = rank as f64;
+        scaling * if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
     /// The alpha of a site.
     pub fn alpha_of(&self, site: &str) -> f64 {
         most_specific(&self.alpha_pattern, site).copied().unwrap_or(self.alpha)

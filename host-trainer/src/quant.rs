@@ -71,6 +71,12 @@ pub enum QuantError {
         /// The scale that would be needed.
         found: f64,
     },
+    /// Singular values that do not settle.
+    #[error("the singular values do not settle in {sweeps} sweeps, expected them to in a few a row")]
+    NotDecomposed {
+        /// Sweeps that were made.
+        sweeps: usize,
+    },
 }
 
 /// Quantizes a matrix with one scale per row: `scale = max |row| / 127` (1/127 for a row of zeros), codes rounded half to even.
@@ -242,7 +248,7 @@ fn ceil_f16(value: f64) -> f16 {
     }
 }
 
-fn check_values(what: &'static str, values: &[f32], expected: usize) -> Result<(), QuantError> {
+pub(crate) fn check_values(what: &'static str, values: &[f32], expected: usize) -> Result<(), QuantError> {
     if values.len() != expected {
         return Err(QuantError::Length { what, expected, found: values.len() });
     }

@@ -43,12 +43,16 @@ fn text(runs: &[Run]) -> String {
     for Run { run, summary } in runs {
         let metric = &summary.metric;
         let base = metric.base.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
+        let rank = match summary.ranks() {
+            (low, high) if low < high => format!("{low}-{high}"),
+            (rank, _) => rank.to_string(),
+        };
         table.row(&[
             &run.display(),
             &summary.task,
             &summary.base,
             &metric.name,
-            &summary.rank,
+            &rank,
             &grouped(summary.trained),
             &grouped(summary.adapter_file_bytes),
             &base,

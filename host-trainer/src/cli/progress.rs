@@ -126,6 +126,13 @@ impl Reporter for Shown<'_, '_> {
                 };
                 self.line(&format!("step {step}: {phase} from here"));
             }
+            Event::Trimmed { step, explained_variance, ranks_before, ranks, trained } => {
+                self.line(&format!(
+                    "step {step}: ranks trimmed from {ranks_before} to {ranks} in all, which explains {explained_variance} of \
+                     each update; {} numbers",
+                    grouped(*trained as u64)
+                ));
+            }
             Event::Step { step, steps, loss, learning_rate, tokens_per_second, seconds, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!(

@@ -15,7 +15,7 @@ use super::task::{LoadedBase, Overrides, digest, load_base};
 use crate::export::export;
 use crate::lora::FloatAdapter;
 use crate::peft;
-use crate::report::{History, Metrics, Summary};
+use crate::report::{AfterTraining, History, Metrics, REPORT, Summary, sites, write_report};
 use crate::sim::Simulator;
 use crate::train::{Metric, RunLog, TaskData, TrainConfig, TrainError, Trainer, evaluate_float};
 use plan::Plan;
@@ -108,6 +108,7 @@ fn finish(
         evaluate_float(trainer.model(), Some(adapter), test)?;
     let plain = Simulator::new(image.clone())?;
     let alone = if adapter.head.is_none() { Some(plain.evaluate(test)?.value) } else { None };
+    let after_training = None;
     let patched = plain.with_adapter(exported.file.clone(), Mode::Streamed)?;
     let adapter_device = patched.evaluate(test)?.value;
     let payload_bytes = patched.adapter()?.as_ref().map_or(0, Adapter::payload_bytes);
@@ -123,22 +124,29 @@ fn finish(
         payload_bytes,
         adapter_file_bytes: exported.file.len(),
         self_test_digest: format!("{:#018x}", exported.data.self_test.digest),
-        metric: Metrics { name, examples, base: alone, adapter_float, adapter_device },
+        metric: Metrics { name, examples, base: alone, after_training, adapter_float, adapter_device },
         training_seconds: history.seconds,
         adapter: file_path,
         peft: peft_path,
+        per_site: sites(adapter, network)?,
     };
+    write_report(out, &summary, history, trainer.config()).map_err(failed)?;
+    // Last, since a folder with a summary is that of a finished run.
     summary.write(out).map_err(failed)?;
     Ok(summary)
 }
 
 fn text(summary: &Summary) -> String {
-    let Metrics { name, examples, base, adapter_float, adapter_device } = &summary.metric;
+    let Metrics { name, examples, base, after_training, adapter_float, adapter_device } = &summary.metric;
     let base = base.map_or("-".into(), |value| format!("{value:.4}"));
-    fields(&[
+    let rank = match summary.ranks() {
+        (low, high) if low < high => format!("ranks {low} to {high}"),
+        (rank, _) => format!("rank {rank}"),
+    };
+    let mut lines = vec![
         ("task", summary.task.clone()),
         ("base", format!("{} ({})", summary.base, summary.base_id)),
-        ("sites", format!("{}, rank {}, alpha {}", summary.sites, summary.rank, summary.alpha)),
+        ("sites", format!("{}, {rank}, alpha {}", summary.sites, summary.alpha)),
         (
             "file",
             format!(
@@ -153,8 +161,18 @@ fn text(summary: &Summary) -> String {
                 "base {base}, adapter in float {adapter_float:.4}, on the device {adapter_device:.4} ({examples} examples)"
             ),
         ),
+    ];
+    if let Some(AfterTraining { step, float, device }) = after_training {
+        lines.push((
+            "after training",
+            format!("step {step}: in float {float:.4}, rounded for the device {device:.4}"),
+        ));
+    }
+    lines.extend([
         ("trained in", format!("{:.1} s", summary.training_seconds)),
         ("adapter", summary.adapter.display().to_string()),
         ("PEFT", summary.peft.display().to_string()),
-    ])
+        ("report", summary.adapter.with_file_name(REPORT).display().to_string()),
+    ]);
+    fields(&lines)
 }

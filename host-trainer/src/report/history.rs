@@ -21,7 +21,7 @@ pub struct History {
 }
 
 /// One step.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// Steps taken, this one included.
     pub step: u64,
@@ -36,7 +36,7 @@ pub struct Step {
 }
 
 /// One evaluation.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
     /// Steps taken.
     pub step: u64,
@@ -44,21 +44,32 @@ pub struct Evaluation {
     pub metric: Metric,
 }
 
-/// The lines that matter here; others are passed over.
+/// The fields of any event. A struct and no enum: numbers do not survive serde's tagged enums in every build of its JSON.
 #[derive(Debug, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-enum Line {
-    Started {},
-    Step(Step),
-    Evaluated(Evaluation),
-    PhaseChanged {
-        step: u64,
-    },
-    Finished {
-        seconds: f64,
-    },
-    #[serde(other)]
-    Other,
+struct Line {
+    event: String,
+    step: Option<u64>,
+    loss: Option<f64>,
+    learning_rate: Option<f64>,
+    tokens_per_second: Option<f64>,
+    seconds: Option<f64>,
+    metric: Option<Metric>,
+}
+
+impl Line {
+    fn step(&self) -> Option<Step> {
+        Some(Step {
+            step: self.step?,
+            loss: self.loss?,
+            learning_rate: self.learning_rate?,
+            tokens_per_second: self.tokens_per_second?,
+            seconds: self.seconds?,
+        })
+    }
+
+    fn evaluation(&self) -> Option<Evaluation> {
+        Some(Evaluation { step: self.step?, metric: self.metric? })
+    }
 }
 
 impl History {
@@ -71,18 +82,25 @@ impl History {
         let mut history = Self::default();
         let mut part = 0.0;
         for (number, line) in (1..).zip(text.lines()) {
-            let line = serde_json::from_str(line)
-                .map_err(|error| Error::field(path, format!("line {number}"), "an event of a run", error))?;
-            match line {
-                Line::Started {} => history.seconds += std::mem::take(&mut part),
-                Line::Step(step) => {
+            let wrong = |found: &dyn std::fmt::Display| {
+                Error::field(path, format!("line {number}"), "an event of a run", found)
+            };
+            let line: Line = serde_json::from_str(line).map_err(|error| wrong(&error))?;
+            match line.event.as_str() {
+                "started" => history.seconds += std::mem::take(&mut part),
+                "step" => {
+                    let step = line.step().ok_or_else(|| wrong(&"a step without its numbers"))?;
                     part = step.seconds;
                     history.steps.push(step);
                 }
-                Line::Evaluated(evaluation) => history.evaluations.push(evaluation),
-                Line::PhaseChanged { step } => history.quantized_from = Some(step),
-                Line::Finished { seconds } => part = seconds,
-                Line::Other => {}
+                "evaluated" => {
+                    let evaluation =
+                        line.evaluation().ok_or_else(|| wrong(&"an evaluation without a metric"))?;
+                    history.evaluations.push(evaluation);
+                }
+                "phase_changed" => history.quantized_from = line.step,
+                "finished" => part = line.seconds.unwrap_or(part),
+                _ => {}
             }
         }
         history.seconds += part;

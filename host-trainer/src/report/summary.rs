@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::train::MetricName;
+use super::Site;
+use crate::train::{MetricName, number_or_nan};
 use crate::{Error, Result, files};
 
 /// File of the results, in the output folder of a run.
@@ -43,9 +44,16 @@ pub struct Summary {
     pub adapter: PathBuf,
     /// The PEFT folder.
     pub peft: PathBuf,
+    /// Every site in canonical order.
+    pub per_site: Vec<Site>,
 }
 
 /// The task's metric, each measured on the test set.
+///
+/// What rounding costs is the distance from `float` to `device`: in `after_training` of factors that knew nothing of it, in
+/// `adapter_float` and `adapter_device` of factors that were trained as codes. The distance between the two `device`
+/// values is what the quantization-aware part bought; it has also had more steps. Rounding the final float factors gives
+/// the trained codes themselves, so there is no fourth value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// What is measured.
@@ -54,13 +62,37 @@ pub struct Metrics {
     pub examples: usize,
     /// The base alone, with the device's code; `None` if the task needs a head that the base lacks.
     pub base: Option<f64>,
+    /// The factors when the quantization-aware part began. `None` for a run without such a part: its file holds codes that were
+    /// made after training.
+    pub after_training: Option<AfterTraining>,
     /// Float factors, in the trainer.
+    #[serde(deserialize_with = "number_or_nan")]
     pub adapter_float: f64,
     /// The file, streamed, with the device's code.
+    #[serde(deserialize_with = "number_or_nan")]
     pub adapter_device: f64,
 }
 
+/// The metric of the factors that training in float came to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AfterTraining {
+    /// Steps taken.
+    pub step: u64,
+    /// The float factors, in the trainer.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub float: f64,
+    /// The codes that they are rounded to, with the device's code.
+    #[serde(deserialize_with = "number_or_nan")]
+    pub device: f64,
+}
+
 impl Summary {
+    /// The lowest and the highest rank of a site.
+    pub fn ranks(&self) -> (usize, usize) {
+        let ranks = || self.per_site.iter().map(|site| site.rank);
+        (ranks().min().unwrap_or(self.rank), ranks().max().unwrap_or(self.rank))
+    }
+
     /// Writes it into the output folder of its run.
     ///
     /// # Errors

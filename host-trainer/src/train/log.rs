@@ -87,7 +87,8 @@ fn known_at(text: &[u8], step: u64) -> usize {
     let mut kept = 0;
     for line in text.split_inclusive(|byte| *byte == b'\n') {
         let Ok(Line { event, step: at, first_step }) = serde_json::from_slice(line) else { break };
-        let ends = matches!(event.as_str(), "phase_changed" | "early_stopped" | "finished") && at >= step;
+        let ends = matches!(event.as_str(), "trimmed" | "phase_changed" | "early_stopped" | "finished")
+            && at >= step;
         if !line.ends_with(b"\n") || at > step || ends || (event == "started" && first_step >= step) {
             break;
         }

@@ -1,6 +1,6 @@
 //! What a task is measured by. Each formula is here once, for the float executor and for the device's code.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,10 +38,16 @@ impl std::fmt::Display for MetricName {
 pub struct Metric {
     /// What was measured.
     pub name: MetricName,
-    /// The result.
+    /// The result; no number if the outputs were none.
+    #[serde(deserialize_with = "number_or_nan")]
     pub value: f64,
     /// Examples that were measured.
     pub examples: usize,
+}
+
+/// JSON has no NaN and writes null for it.
+pub(crate) fn number_or_nan<'d, D: Deserializer<'d>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Collects a result, example by example.

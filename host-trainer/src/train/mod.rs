@@ -27,6 +27,6 @@ pub(crate) use evaluate::metric_of;
 pub use evaluate::{evaluate_float, factors, task_head};
 pub use log::RunLog;
 pub use metric::{Metric, MetricName};
-pub(crate) use metric::{Tally, negative_log_likelihood};
+pub(crate) use metric::{Tally, negative_log_likelihood, number_or_nan};
 pub use report::{Event, Phase, Reporter};
 pub use run::{StepOutcome, Trainer, open_device};

@@ -70,6 +70,19 @@ pub enum Event<'a> {
         /// The part.
         phase: Phase,
     },
+    /// The ranks were trimmed.
+    Trimmed {
+        /// Steps taken so far.
+        step: u64,
+        /// The fraction of each update's squared singular values that was to be kept.
+        explained_variance: f64,
+        /// Ranks of all sites before, summed up.
+        ranks_before: usize,
+        /// Ranks of all sites, summed up.
+        ranks: usize,
+        /// Numbers that are trained from here.
+        trained: usize,
+    },
     /// A step was taken.
     Step {
         /// Steps taken so far.

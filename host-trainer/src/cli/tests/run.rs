@@ -126,7 +126,14 @@ fn a_task_is_trained_exported_and_measured() {
     assert!(value("adapter_device") < 0.7 * value("base"), "{metric}");
     assert!((value("adapter_device") / value("adapter_float") - 1.0).abs() < 0.05, "{metric}");
     assert_eq!((summary["rank"].as_u64(), summary["alpha"].as_f64()), (Some(2), Some(6.0)));
-    for file in ["names.rpa", "summary.json", "peft/adapter_config.json", "peft/adapter_model.safetensors"] {
+    for file in [
+        "names.rpa",
+        "summary.json",
+        "log.jsonl",
+        "report.html",
+        "peft/adapter_config.json",
+        "peft/adapter_model.safetensors",
+    ] {
         assert!(fixture.path("out").join(file).is_file(), "{file} is missing");
     }
     let report = fixture.run("inspect @out/names.rpa --base @decoder.rpb --format json").json();
@@ -219,7 +226,7 @@ fn unfit_data_end_with_one_message() {
         let lines = std::fs::read_to_string(fixture.path("out/log.jsonl")).unwrap_or_default();
         assert_eq!(lines.contains("started"), expected == DIVERGED, "only a run that starts leaves a log");
     };
-    let long = format!("{{\"text\": \"{}\"}}\n", "abc".repeat(20)).repeat(3);
+    let long = format!("{{\"text\": \"{}\"}}\n", "abc".repeat(40)).repeat(3);
     train(b"", "", exit::BAD_INPUT, "expected at least one example for training, found none");
     train(b"{\"text\": \"a\"}\n", "", exit::BAD_INPUT, "expected at least one test example, found none");
     train(

@@ -1,0 +1,364 @@
+//! A run's report: one page that needs nothing but itself, light or dark as its reader likes.
+//!
+//! Whatever a user named (tasks, sites, paths) is text here and never markup; a policy in the page also forbids scripts and
+//! everything from elsewhere. The same run gives the same page, apart from the times in it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::plot::{Curve, Ink, Plot, PlotError, bars, smoothed, thinned};
+use super::{History, Metrics, Site, Summary};
+use crate::train::{MetricName, TrainConfig};
+use crate::{Error, Result, files};
+
+/// File of the report, in the output folder of a run.
+pub const REPORT: &str = "report.html";
+
+const STYLE: &str = include_str!("style.css");
+
+/// Steps over which the loss is smoothed, as a part of the run.
+const SMOOTHING: usize = 40;
+
+/// Writes the report of a run into its output folder.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(folder: &Path, summary: &Summary, history: &History, config: &TrainConfig) -> Result<()> {
+    let path = folder.join(REPORT);
+    let page = page(summary, history, config)
+        .map_err(|error| Error::field(&path, "plots", "numbers that can be drawn", error))?;
+    files::write_atomically(&path, page.as_bytes())
+}
+
+/// The whole page.
+pub(super) fn page(
+    summary: &Summary,
+    history: &History,
+    config: &TrainConfig,
+) -> std::result::Result<String, PlotError> {
+    let mut colors = String::new();
+    for (ink, name) in Ink::ALL {
+        let code = ink.code();
+        let _ = writeln!(
+            colors,
+            "svg [stroke=\"{code}\"] {{ stroke: var(--{name}); }}\nsvg [fill=\"{code}\"] {{ fill: var(--{name}); }}"
+        );
+    }
+    let task = escaped(&summary.task);
+    Ok(format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{task} - Rankpatch</title>\n<style>\n{STYLE}{colors}</style>\n</head>\n<body>\n<main>\n\
+         {}{}{}{}{}{}</main>\n</body>\n</html>\n",
+        head(summary),
+        rounding(&summary.metric),
+        course(summary, history)?,
+        sizes(summary),
+        sites(&summary.per_site)?,
+        configuration(config),
+    ))
+}
+
+fn head(summary: &Summary) -> String {
+    let metric = &summary.metric;
+    let shown = |value: f64| shown(metric.name, value);
+    let base = metric.base.map_or_else(String::new, |base| format!(", base alone {}", shown(base)));
+    let ranks = match summary.ranks() {
+        (low, high) if low < high => format!("{low}-{high}"),
+        (rank, _) => rank.to_string(),
+    };
+    let cards = [
+        (shown(metric.adapter_device), format!("{} on the device{base}", title(metric.name))),
+        (
+            bytes(summary.adapter_file_bytes),
+            format!("adapter file, payload {}", bytes(summary.payload_bytes)),
+        ),
+        (ranks, format!("rank at {} sites, alpha {}", summary.sites, summary.alpha)),
+        (grouped(summary.trained as u64), "numbers trained".into()),
+        (grouped(summary.steps), format!("steps in {}", duration(summary.training_seconds))),
+    ];
+    let mut html = format!(
+        "<h1>{}</h1>\n<p>Adapter for {} ({}), measured on {} examples that training did not see.</p>\n<div class=\"cards\">\n",
+        escaped(&summary.task),
+        escaped(&summary.base),
+        escaped(&summary.base_id),
+        grouped(metric.examples as u64),
+    );
+    for (at, (value, what)) in cards.iter().enumerate() {
+        let class = if at == 0 { "card first" } else { "card" };
+        let _ = writeln!(html, "<div class=\"{class}\"><b>{value}</b><span>{what}</span></div>");
+    }
+    html + "</div>\n"
+}
+
+/// Float factors, codes made after training, and trained codes.
+fn rounding(metric: &Metrics) -> String {
+    let shown = |value: f64| shown(metric.name, value);
+    let row = |what: &str, float: Option<f64>, device: f64| {
+        let cost = float.map_or_else(|| "-".into(), |float| change(metric.name, float, device));
+        let float = float.map_or_else(|| "-".into(), shown);
+        format!(
+            "<tr><td class=\"word\">{what}</td><td>{float}</td><td>{}</td><td>{cost}</td></tr>\n",
+            shown(device)
+        )
+    };
+    let mut rows = String::new();
+    if let Some(base) = metric.base {
+        rows += &row("Base alone", None, base);
+    }
+    let note = match metric.after_training {
+        None => {
+            let what = "Trained in float, rounded after training";
+            rows += &row(what, Some(metric.adapter_float), metric.adapter_device);
+            "The run had no quantization-aware part: its codes were made after training.".to_owned()
+        }
+        Some(after) => {
+            let what = format!("Trained in float up to step {}, rounded after training", grouped(after.step));
+            rows += &row(&what, Some(after.float), after.device);
+            rows += &row("Trained codes: the file", Some(metric.adapter_float), metric.adapter_device);
+            let better = if metric.name.higher_is_better() { "higher" } else { "lower" };
+            format!(
+                "The quantization-aware part took the device from {} to {} ({better} is better); it has also had more steps. \
+                 Rounding the final float factors gives the trained codes themselves.",
+                shown(after.device),
+                shown(metric.adapter_device)
+            )
+        }
+    };
+    format!(
+        "<h2>What rounding costs</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Factors</th><th>In float</th>\
+         <th>On the device</th><th>Difference</th></tr>\n{rows}</table></div>\n<p>{note}</p>\n"
+    )
+}
+
+/// The curves over the steps, and the spectra of all sites.
+fn course(summary: &Summary, history: &History) -> std::result::Result<String, PlotError> {
+    let curve = |points, ink, width, dots| Curve { points, ink, width, dots };
+    let shade_from = history.quantized_from.map(|step| step as f64);
+    let over_steps = |value: fn(&super::Step) -> f64| -> Vec<(f64, f64)> {
+        history.steps.iter().map(|step| (step.step as f64, value(step))).collect()
+    };
+    let loss = over_steps(|step| step.loss);
+    let smooth = smoothed(&loss, (loss.len() / SMOOTHING).max(2));
+    let loss = Plot {
+        curves: vec![
+            curve(thinned(&loss), Ink::Faint, 3, false),
+            curve(thinned(&smooth), Ink::Main, 5, false),
+        ],
+        shade_from,
+        ..Plot::default()
+    };
+    let rate = Plot {
+        curves: vec![curve(thinned(&over_steps(|step| step.learning_rate)), Ink::Main, 5, false)],
+        shade_from,
+        from_zero: true,
+        ..Plot::default()
+    };
+    let name = summary.metric.name;
+    let evaluated: Vec<(f64, f64)> =
+        history.evaluations.iter().map(|found| (found.step as f64, found.metric.value)).collect();
+    let dots = evaluated.len() < 40;
+    let mut rules = vec![(summary.metric.adapter_device, Ink::Other)];
+    rules.extend(summary.metric.base.map(|base| (base, Ink::Rule)));
+    let metric =
+        Plot { curves: vec![curve(evaluated, Ink::Main, 5, dots)], rules, shade_from, ..Plot::default() };
+    let spectra = summary.per_site.iter().filter(|site| site.singular_values.len() > 1).map(|site| {
+        let first = site.singular_values.first().copied().filter(|first| *first > 0.0).unwrap_or(1.0);
+        let points = (1..).map(f64::from).zip(site.singular_values.iter().map(|value| value / first));
+        curve(points.collect(), Ink::Faint, 3, true)
+    });
+    let spectrum = Plot { curves: spectra.collect(), from_zero: true, ..Plot::default() };
+
+    let shade = ("shade", "quantization-aware part");
+    let legend = |mut keys: Vec<(&'static str, &'static str)>| {
+        keys.extend(history.quantized_from.map(|_| shade));
+        keys
+    };
+    let mut compared = vec![("main", "float factors"), ("other", "the file on the device")];
+    compared.extend(summary.metric.base.map(|_| ("rule", "base alone")));
+    let figures = [
+        figure(
+            "Loss",
+            "nats, over the steps",
+            &legend(vec![("faint", "batches"), ("main", "smoothed")]),
+            &loss,
+        )?,
+        figure("Learning rate", "over the steps", &legend(Vec::new()), &rate)?,
+        figure(title(name), "over the steps", &legend(compared), &metric)?,
+        figure("Singular values", "of each site's update, by component, the first as 1", &[], &spectrum)?,
+    ];
+    Ok(format!("<h2>Course</h2>\n<div class=\"plots\">\n{}</div>\n", figures.concat()))
+}
+
+fn figure(
+    title: &str,
+    what: &str,
+    legend: &[(&str, &str)],
+    plot: &Plot,
+) -> std::result::Result<String, PlotError> {
+    let Some(svg) = plot.svg()? else { return Ok(String::new()) };
+    let mut keys = String::new();
+    for (class, text) in legend {
+        let _ =
+            write!(keys, "<span><i class=\"{class}\" style=\"background: var(--{class})\"></i>{text}</span>");
+    }
+    Ok(format!(
+        "<figure role=\"img\" aria-label=\"{title}, {what}\"><figcaption><b>{title}</b><span>{what}</span>{keys}</figcaption>\n{svg}</figure>\n"
+    ))
+}
+
+fn sizes(summary: &Summary) -> String {
+    let factors: usize = summary.per_site.iter().map(|site| site.payload_bytes).sum();
+    let (payload, file) = (summary.payload_bytes, summary.adapter_file_bytes);
+    let percent = |part: usize| format!("{:.1} %", 100.0 * part as f64 / file.max(1) as f64);
+    let row = |what: &str, part: usize, class: &str| {
+        format!(
+            "<tr{class}><td class=\"word\">{what}</td><td>{}</td><td>{}{}</td></tr>\n",
+            grouped(part as u64),
+            percent(part),
+            bar(part as f64 / file.max(1) as f64)
+        )
+    };
+    let mut rows = row("Codes of the factors", factors, "");
+    if payload > factors {
+        rows += &row("Codes of the task head", payload - factors, "");
+    }
+    rows += &row("Everything else: header, scales, names, self-test", file.saturating_sub(payload), "");
+    rows += &row("File", file, " class=\"sum\"");
+    format!(
+        "<h2>Size</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Part</th><th>Bytes</th><th>Share</th></tr>\n{rows}</table></div>\n"
+    )
+}
+
+fn sites(sites: &[Site]) -> std::result::Result<String, PlotError> {
+    let largest = sites.iter().map(|site| site.norm_ratio).fold(0.0, f64::max);
+    let mut rows = String::new();
+    for site in sites {
+        let Site {
+            name,
+            in_features,
+            out_features,
+            rank,
+            scaling,
+            payload_bytes,
+            singular_values,
+            norm_ratio,
+        } = site;
+        let share = if largest > 0.0 { norm_ratio / largest } else { 0.0 };
+        let _ = writeln!(
+            rows,
+            "<tr><td class=\"word\">{}</td><td>{out_features} x {in_features}</td><td>{rank}</td><td>{}</td><td>{}</td><td>{:.2} %{}</td><td>{}</td></tr>",
+            escaped(name),
+            decimal(*scaling),
+            grouped(*payload_bytes as u64),
+            100.0 * norm_ratio,
+            bar(share),
+            bars(singular_values)?,
+        );
+    }
+    Ok(format!(
+        "<h2>Sites</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Site</th><th>Out x in</th><th>Rank</th><th>Scaling</th>\
+         <th>Bytes</th><th>Norm of the update</th><th class=\"word\">Singular values</th></tr>\n{rows}</table></div>\n\
+         <p>Norm of the update: its Frobenius norm as a part of the base weight's. Singular values: those of the update, in \
+         descending order, each site on its own scale.</p>\n"
+    ))
+}
+
+fn configuration(config: &TrainConfig) -> String {
+    let mut rows = String::new();
+    let value = serde_json::to_value(config).unwrap_or_default();
+    flatten("", &value, &mut |key, value| {
+        let _ = writeln!(
+            rows,
+            "<tr><td class=\"word\">{}</td><td class=\"word\">{}</td></tr>",
+            escaped(key),
+            escaped(value)
+        );
+    });
+    format!(
+        "<details><summary>Configuration</summary>\n<div class=\"table\"><table>\n{rows}</table></div></details>\n"
+    )
+}
+
+/// Every value of an object that is none itself, under the names that lead to it.
+fn flatten(key: &str, value: &Value, each: &mut impl FnMut(&str, &str)) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                flatten(&key, value, each);
+            }
+        }
+        Value::String(text) => each(key, text),
+        other => each(key, &other.to_string()),
+    }
+}
+
+fn bar(share: f64) -> String {
+    format!("<span class=\"bar\"><span style=\"width: {:.0}%\"></span></span>", 100.0 * share.clamp(0.0, 1.0))
+}
+
+fn title(metric: MetricName) -> &'static str {
+    match metric {
+        MetricName::Accuracy => "Accuracy",
+        MetricName::BitsPerCharacter => "Bits per character",
+    }
+}
+
+fn shown(metric: MetricName, value: f64) -> String {
+    match metric {
+        MetricName::Accuracy => format!("{:.2} %", 100.0 * value),
+        MetricName::BitsPerCharacter => format!("{value:.4}"),
+    }
+}
+
+fn change(metric: MetricName, from: f64, to: f64) -> String {
+    match metric {
+        MetricName::Accuracy => format!("{:+.2} points", 100.0 * (to - from)),
+        MetricName::BitsPerCharacter => format!("{:+.4}", to - from),
+    }
+}
+
+fn decimal(value: f64) -> String {
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn bytes(count: usize) -> String {
+    format!("{}\u{a0}B", grouped(count as u64))
+}
+
+/// A count with a thin space between groups of three digits.
+fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    groups.join("\u{202f}")
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..60.0 => format!("{seconds:.1} s"),
+        ..3600.0 => format!("{:.1} min", seconds / 60.0),
+        _ => format!("{:.1} h", seconds / 3600.0),
+    }
+}
+
+/// Text that a browser shows as it is.
+fn escaped(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => html.push_str("&amp;"),
+            '<' => html.push_str("&lt;"),
+            '>' => html.push_str("&gt;"),
+            '"' => html.push_str("&quot;"),
+            '\'' => html.push_str("&#39;"),
+            c => html.push(c),
+        }
+    }
+    html
+}
