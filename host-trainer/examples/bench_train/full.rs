@@ -90,9 +90,7 @@ impl FullFineTuning {
         let get = |id: ValueId| get(values, id);
         match *op {
             Op::Embedding { table } => ops::embedding(tensor(table), &self.ids),
-            Op::Linear { input, weight, bias } => {
-                ops::linear(get(input)?, tensor(weight), bias.map(tensor))
-            }
+            Op::Linear { input, weight, bias } => ops::linear(get(input)?, tensor(weight), bias.map(tensor)),
             Op::RmsNorm { input, weight, eps } => ops::rms_norm(get(input)?, tensor(weight), eps),
             Op::LayerNorm { input, weight, bias, eps } => {
                 ops::layer_norm(get(input)?, tensor(weight), tensor(bias), eps)

@@ -12,6 +12,7 @@
 
 mod bert;
 mod config;
+mod deberta;
 mod gpt2;
 mod llama;
 pub(crate) mod modules;
@@ -37,8 +38,9 @@ pub(super) const CONFIG: &str = "config.json";
 type Build = fn(&mut Parts) -> Result<Ends>;
 
 /// Importers by `model_type`.
-const FAMILIES: [(&str, Build); 6] = [
+const FAMILIES: [(&str, Build); 7] = [
     ("bert", bert::build),
+    ("deberta-v2", deberta::build),
     ("gpt2", gpt2::build),
     ("llama", |parts| llama::build(parts, llama::Kind::Llama)),
     ("mistral", |parts| llama::build(parts, llama::Kind::Mistral)),
@@ -69,9 +71,9 @@ pub(super) fn is_folder(path: &Path) -> bool {
 /// | --- | --- | --- |
 /// | `llama`, `mistral`, `qwen2` | `model.layers.N.self_attn.{q,k,v,o}_proj`, `.mlp.{gate,up,down}_proj`, `lm_head` | the last norm's rows |
 /// | `gpt2` | `transformer.h.N.attn.c_attn.{q,k,v}`, `.attn.c_proj`, `.mlp.{c_fc,c_proj}`, `lm_head` | the last norm's rows |
-///
 /// | `bert` | `bert.encoder.layer.N.attention.self.{query,key,value}`, `.attention.output.dense`, `.intermediate.dense`, `.output.dense`, `bert.pooler.dense`, `classifier` | tanh of the pooler on the first row |
 /// | `roberta` | the same under `roberta`; `classifier.dense`, `classifier.out_proj` | tanh of `classifier.dense` on the first row, or that row |
+/// | `deberta-v2` (v2, v3) | `deberta.encoder.layer.N.attention.self.{query,key,value}_proj`, `.attention.output.dense`, `.intermediate.dense`, `.output.dense`, `pooler.dense`, `classifier` | the pooler on the first row, or that row |
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::UnknownFile`] for another architecture or a file that is no safetensors file; [`Error::Field`] for an

@@ -15,6 +15,7 @@ use crate::data::test_data::carried;
 use crate::executor::{Batch, Model};
 use crate::sim::Simulator;
 
+mod deberta;
 mod refused;
 
 /// Bound on the difference to a golden value, float weights on the float executor.
@@ -58,8 +59,15 @@ fn difference(found: &candle_core::Tensor, ids: &[Vec<u16>], golden: &[Vec<f32>]
     pairs.map(|(found, golden)| (found - golden).abs()).fold(0.0, f32::max)
 }
 
-/// Loads a family's folder and compares it.
+/// Loads a family's folder and compares it, on the device's code too.
 fn compare(family: &str) -> rankpatch_format::write::Network {
+    let network = reproduces(family);
+    device_agrees(family, &network, &golden(family).ids);
+    network
+}
+
+/// Loads a family's folder and compares the float executor.
+fn reproduces(family: &str) -> rankpatch_format::write::Network {
     let network = load(&carried("hf-golden").join(family)).unwrap();
     let Golden { ids, logits, features } = golden(family);
     let model = Model::new(&network, &Device::Cpu).unwrap();
@@ -69,7 +77,6 @@ fn compare(family: &str) -> rankpatch_format::write::Network {
     assert!(worst < BOUND, "{family}: an output is off by {worst}");
     let worst = difference(&model.features(&batch, &none).unwrap(), &ids, &features);
     assert!(worst < BOUND, "{family}: a feature is off by {worst}");
-    device_agrees(family, &network, &ids);
     network
 }
 

@@ -11,10 +11,10 @@ use crate::Error;
 use crate::data::test_data::carried;
 
 /// A copy of a family's folder that goes away with the test.
-struct Copy(tempfile::TempDir);
+pub(super) struct Copy(tempfile::TempDir);
 
 impl Copy {
-    fn of(family: &str) -> Self {
+    pub(super) fn of(family: &str) -> Self {
         let copy = Self(tempfile::tempdir().unwrap());
         for file in fs::read_dir(carried("hf-golden").join(family)).unwrap() {
             let file = file.unwrap().path();
@@ -23,16 +23,16 @@ impl Copy {
         copy
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn error(&self) -> Error {
+    pub(super) fn error(&self) -> Error {
         load(self.path()).unwrap_err()
     }
 
     /// Sets an option, or removes it.
-    fn option(&self, key: &str, value: Option<Value>) -> &Self {
+    pub(super) fn option(&self, key: &str, value: Option<Value>) -> &Self {
         let path = self.path().join("config.json");
         let mut config: BTreeMap<String, Value> = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         match value {
@@ -44,7 +44,7 @@ impl Copy {
     }
 
     /// Writes the tensors anew, `change`d.
-    fn tensors(&self, change: impl FnOnce(&mut HashMap<String, candle_core::Tensor>)) -> &Self {
+    pub(super) fn tensors(&self, change: impl FnOnce(&mut HashMap<String, candle_core::Tensor>)) -> &Self {
         let path = self.path().join("model.safetensors");
         let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
         change(&mut tensors);
