@@ -2,6 +2,7 @@
 //! adapters; refusals that change nothing; uploads that go on where they stopped.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rankpatch::cli::console::Console;
@@ -10,10 +11,11 @@ use rankpatch::sim::{self, Input, Simulator};
 use rankpatch_format::adapter::Preview;
 use rankpatch_format::base::Base;
 use rankpatch_format::fixture;
-use rankpatch_format::header::{self, HEADER_BYTES, TRAILER_BYTES};
+use rankpatch_format::header::{self, HEADER_BYTES, Header, TRAILER_BYTES};
 use rankpatch_format::layout::Layout;
 use rankpatch_format::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
 use rankpatch_format::write::AdapterData;
+use rankpatch_format::{KeyId, ProductId};
 use xtask::board::Board;
 use xtask::firmware;
 use xtask::qemu::{Options as Emulation, Qemu};
@@ -29,8 +31,12 @@ struct Running {
 
 /// Boots the firmware with a carried base in its partition.
 fn boot(base: &str, name: &str) -> Running {
+    boot_program(base, name, |board| firmware::build(board, "firmware"))
+}
+
+fn boot_program(base: &str, name: &str, build: fn(&Board) -> anyhow::Result<PathBuf>) -> Running {
     let board = Board::find("qemu-mps2-an386").unwrap();
-    let elf = firmware::build(&board, "firmware").unwrap();
+    let elf = build(&board).unwrap();
     let image = image(base, Layout::Dsp4x4);
     let folder = path("target/tests");
     std::fs::create_dir_all(&folder).unwrap();
@@ -365,6 +371,29 @@ fn trials_end_and_are_logged() {
         panic!("{line:?}");
     };
     assert!(seconds.parse::<f64>().unwrap() > 3.0, "{line:?}");
+}
+
+/// Firmware that takes unsigned adapters says so at every start and to every host; the usual firmware refuses them.
+#[test]
+fn insecure_firmware_says_so_at_every_start() {
+    let mut file = adapter("names");
+    let found = header::check(&file).unwrap();
+    let header = Header { key_id: KeyId::UNSIGNED, product: ProductId::NONE, sequence: 1, ..found };
+    header::set_header(&mut file, &header).unwrap();
+    let mut usual = boot("stories260k", "secure");
+    assert!(!usual.device.info().unwrap().insecure);
+    assert_eq!(refusal(usual.device.upload(None, &file, |_| {})), ErrorCode::Unsigned);
+    assert_eq!(usual.qemu.log().count("INSECURE"), 0);
+    let mut insecure = boot_program("stories260k", "insecure", firmware::build_insecure);
+    insecure.device.upload(None, &file, |_| {}).unwrap();
+    drop(insecure.device);
+    for start in 1..=3 {
+        let line = insecure.qemu.log().wait_for_nth("INSECURE", start, Duration::from_secs(10)).unwrap();
+        assert_eq!((line.level.as_str(), insecure.qemu.log().count("INSECURE")), ("warn", start));
+        let transport = Tcp::connect(&insecure.qemu.link_address().to_string()).unwrap();
+        assert!(Device::new(transport, Options::default()).unwrap().info().unwrap().insecure);
+        insecure.qemu.reset().unwrap();
+    }
 }
 
 /// Tokens come while chunks are stored.

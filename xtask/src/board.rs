@@ -167,7 +167,9 @@ impl Board {
         let programs = array(package, "targets")?
             .iter()
             .filter(|target| {
-                target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
+                // What needs a feature is asked for by name.
+                let usual = target["required-features"].as_array().is_none_or(Vec::is_empty);
+                usual && target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
             })
             .map(|target| text(target, "name"))
             .collect::<Result<_>>()?;

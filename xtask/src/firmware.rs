@@ -35,6 +35,14 @@ pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<Pat
     compile(&board.target, &board.name, program, None, key)
 }
 
+/// Builds the firmware that also accepts unsigned adapters.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_insecure(board: &Board) -> Result<PathBuf> {
+    compile(&board.target, &board.name, "insecure", Some("insecure"), None)
+}
+
 /// Builds the bench program for `machine` and returns its ELF file, which the next build does not overwrite.
 ///
 /// # Errors

@@ -12,8 +12,19 @@ use rankpatch_runtime::trust::Identity;
 use crate::flash::Mapped;
 use crate::{Board, Link, Parts, Slots};
 
+/// Bytes of RAM that taking adapters may need, beside one page of the flash.
+const RAM_BYTES: usize = 2048;
+
+/// Fails to compile if the receiver, with its frame, and the slots, without their driver, need more RAM than one page of the flash and
+/// [`RAM_BYTES`].
+pub(crate) const fn check_ram<B: Board, const FRAME: usize>() {
+    let slots = size_of::<Partition<Mapped<B::Slots>>>() - size_of::<B::Slots>();
+    assert!(size_of::<Receiver<FRAME>>() + slots <= RAM_BYTES + <B::Slots as NorFlash>::ERASE_SIZE);
+}
+
 /// Takes adapters over the link and never runs one.
 pub fn receive<B: Board, const FRAME: usize>(parts: Parts<B>) -> ! {
+    const { check_ram::<B, FRAME>() };
     let Parts { mut link, slots, base, .. } = parts;
     let layout = slots.layout();
     let Ok(base) = Base::new(base) else { wait(link) };

@@ -11,7 +11,8 @@
 //! }
 //! ```
 //!
-//! It works over any link: blocking, interrupt-driven or async, since it never waits. While it has a frame in hand it takes no
+//! It works over any link: blocking, interrupt-driven or async, since it never waits; [`serve`] and [`serve_async`] are this loop
+//! over the traits of `embedded-io`. While it has a frame in hand it takes no
 //! more bytes, which then wait in the driver. One [`poll`](Receiver::poll) erases one page, writes at most [`STEP_BYTES`], or
 //! handles one message, so that a network can run between polls; only `Finish`, which reads, hashes and verifies a whole
 //! file, takes longer.
@@ -21,11 +22,13 @@
 #[cfg(all(test, feature = "ed25519"))]
 mod bad_inputs;
 mod handle;
+mod serve;
 
 use rankpatch_format::base::Base;
 use rankpatch_format::link::{self, CHUNK_ALIGN, Deframer, ErrorCode, Request, Response};
 
 pub use handle::slot_refusal;
+pub use serve::{serve, serve_async};
 
 use crate::slots::{MappedFlash, Slots};
 use crate::trust::{Identity, Verifier};
@@ -221,4 +224,27 @@ impl<const FRAME: usize> Receiver<FRAME> {
 /// A refusal with two numbers.
 fn refusal(code: ErrorCode, expected: usize, found: usize) -> Response<'static> {
     Response::Error { code, expected: expected as u32, found: found as u32 }
+}
+
+#[cfg(test)]
+#[allow(clippy::print_stdout, reason = "the figures, shown with --nocapture")]
+mod tests {
+    extern crate std;
+    use std::println;
+
+    use super::*;
+
+    /// Frames and pages of the boards, and the frame that every request fits. Pointers are larger here than on a device.
+    #[test]
+    fn ram_is_as_stated() {
+        fn check<const FRAME: usize>(page: usize) {
+            let (receiver, slots) = (size_of::<Receiver<FRAME>>(), size_of::<Slots<()>>());
+            println!("frames of {FRAME} bytes: receiver {receiver} and slots {slots} bytes of RAM");
+            assert!(receiver < FRAME + 300 && receiver + slots <= 2048 + page, "{receiver}, {slots}");
+        }
+        check::<280>(1024);
+        check::<600>(1024);
+        check::<{ link::MAX_FRAME_BYTES }>(1024);
+        check::<4160>(4096);
+    }
 }

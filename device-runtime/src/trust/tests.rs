@@ -4,8 +4,11 @@
 extern crate std;
 use std::vec::Vec;
 
+use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
+use curve25519_dalek::scalar::Scalar;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use rankpatch_format::header::MAX_STEP_LIMIT;
+use sha2::{Digest as _, Sha512};
 
 use super::*;
 
@@ -141,6 +144,32 @@ fn constant_signatures_are_refused() {
     for key in [[0; 32], [0xff; 32], [2; 32]] {
         assert!(!accepted(&key, MESSAGE, &[0; 64]));
     }
+}
+
+/// Where the two differ, and nowhere else: a key or R with a part of small order, which only the key's owner can make. The device
+/// multiplies by the cofactor, which takes that part away; `verify_strict` accepts when the parts happen to cancel out.
+#[test]
+fn the_one_difference_is_a_part_of_small_order() {
+    let (secret, nonce) = (Scalar::from(0x5eed_0001_u64), Scalar::from(0x0ddb_a115_u64));
+    let mut refused = 0;
+    for (key_part, r_part) in [(0, 0), (1, 0), (0, 1), (4, 0), (2, 6), (3, 5)] {
+        let key = ED25519_BASEPOINT_POINT * secret + EIGHT_TORSION[key_part];
+        let r = ED25519_BASEPOINT_POINT * nonce + EIGHT_TORSION[r_part];
+        let (key, r) = (key.compress().to_bytes(), r.compress().to_bytes());
+        for message in 0..24_u8 {
+            let digest = Sha512::new().chain_update(r).chain_update(key).chain_update([message]);
+            let hash = Scalar::from_bytes_mod_order_wide(&digest.finalize().into());
+            let signature = join(&r, (nonce + hash * secret).as_bytes());
+            let device = Keys::one(key).verify(KeyId::of(&key), &[message], &signature);
+            let host = VerifyingKey::from_bytes(&key).unwrap();
+            let host = host.verify_strict(&[message], &ed25519_dalek::Signature::from_bytes(&signature));
+            let cancels = (r_part + usize::from(hash.as_bytes()[0]) * key_part).is_multiple_of(8);
+            assert_eq!(device, Ok(()), "parts {key_part} and {r_part}, message {message}");
+            assert_eq!(host.is_ok(), cancels, "parts {key_part} and {r_part}, message {message}");
+            refused += usize::from(!cancels);
+        }
+    }
+    assert!(refused > 60, "{refused}");
 }
 
 #[test]

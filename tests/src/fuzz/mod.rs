@@ -6,6 +6,7 @@
 
 mod adapter;
 mod base;
+#[cfg(feature = "bundle")]
 mod bundle;
 mod frames;
 mod nor;
@@ -24,8 +25,15 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: &[Target] =
-    &[adapter::TARGET, base::TARGET, bundle::TARGET, frames::TARGET, receiver::TARGET, slots::TARGET];
+pub const TARGETS: &[Target] = &[
+    adapter::TARGET,
+    base::TARGET,
+    #[cfg(feature = "bundle")]
+    bundle::TARGET,
+    frames::TARGET,
+    receiver::TARGET,
+    slots::TARGET,
+];
 
 /// Runs the target with this name.
 ///

@@ -45,12 +45,12 @@ impl<const WORD: usize> Nor<WORD> {
         (self.operations_left, self.noise) = (operations, noise | 1);
     }
 
-    /// Changes byte `at` to `to`, or with the power cut in this operation to a mix of both.
-    fn change(&mut self, at: usize, to: u8, torn: bool) {
+    /// Changes byte `at`, in whose operation the power is cut, to a mix of what it is and `to`.
+    fn tear(&mut self, at: usize, to: u8) {
         self.noise ^= self.noise << 13;
         self.noise ^= self.noise >> 17;
         self.noise ^= self.noise << 5;
-        let mask = if torn { self.noise as u8 } else { 0xFF };
+        let mask = self.noise as u8;
         self.bytes[at] = self.bytes[at] & !mask | to & mask;
     }
 
@@ -100,11 +100,12 @@ impl<const WORD: usize> NorFlash for Nor<WORD> {
         );
         for page in (from..to).step_by(PAGE) {
             let torn = self.spend()?;
-            (page..page + PAGE).for_each(|at| self.change(at, self.erased, torn));
             self.writable[page / WORD..(page + PAGE) / WORD].fill(!torn);
             if torn {
+                (page..page + PAGE).for_each(|at| self.tear(at, self.erased));
                 return Err(NorFlashErrorKind::Other);
             }
+            self.bytes[page..page + PAGE].fill(self.erased);
         }
         Ok(())
     }
@@ -118,11 +119,11 @@ impl<const WORD: usize> NorFlash for Nor<WORD> {
                 std::mem::take(&mut self.writable[index]),
                 "word {index} was not erased since the last reset, or is written twice"
             );
-            let torn = self.spend()?;
-            word.iter().enumerate().for_each(|(j, byte)| self.change(index * WORD + j, *byte, torn));
-            if torn {
+            if self.spend()? {
+                word.iter().enumerate().for_each(|(j, byte)| self.tear(index * WORD + j, *byte));
                 return Err(NorFlashErrorKind::Other);
             }
+            self.bytes[index * WORD..][..WORD].copy_from_slice(word);
         }
         Ok(())
     }

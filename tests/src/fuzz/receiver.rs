@@ -51,21 +51,27 @@ impl Verifier for Digests {
 }
 
 struct World {
-    image: Aligned,
+    base: Base<'static>,
     /// `GOOD` files with rising sequence numbers and a bad one.
     files: Vec<Vec<u8>>,
+    /// What is installed at the end, under a sequence number of its own each time.
+    last: Vec<u8>,
 }
 
 impl World {
     fn get() -> &'static Self {
+        static IMAGE: OnceLock<Aligned> = OnceLock::new();
         static WORLD: OnceLock<World> = OnceLock::new();
         WORLD.get_or_init(|| {
-            let network = fixture::decoder();
-            let image = network.write(WeightLayout::RowMajor, 2).expect("a valid network");
+            let image = IMAGE.get_or_init(|| {
+                let network = fixture::decoder();
+                Aligned::new(&network.write(WeightLayout::RowMajor, 2).expect("a valid network"))
+            });
+            let base = Base::new(image.bytes()).expect("a valid image");
             let mut files: Vec<Vec<u8>> = (1..=GOOD as u32 + 1).map(|n| Self::file(n, n)).collect();
             let last = files[GOOD].len() - 1;
             files[GOOD][last] ^= 1;
-            Self { image: Aligned::new(&image), files }
+            Self { base, files, last: Self::file(99, 1) }
         })
     }
 
@@ -73,7 +79,11 @@ impl World {
     fn file(seed: u32, sequence: u32) -> Vec<u8> {
         let network = fixture::decoder();
         let data = fixture::adapter(&network, &[(0, 1 + seed as usize % 3), (2, 1)], None, 0.1, seed);
-        let mut file = data.write().expect("a valid adapter");
+        Self::signed(data.write().expect("a valid adapter"), sequence)
+    }
+
+    /// `file` with this sequence number.
+    fn signed(mut file: Vec<u8>, sequence: u32) -> Vec<u8> {
         let found = Header::new(&file).expect("a header");
         let header = Header { sequence, step_limit: 1000, key_id: KEY, product: PRODUCT, ..found };
         header::set_header(&mut file, &header).expect("a whole file");
@@ -96,9 +106,8 @@ struct Device {
 
 impl Device {
     fn new() -> Self {
-        let base = Base::new(World::get().image.bytes()).expect("a valid image");
         let mut device = Self {
-            base,
+            base: World::get().base,
             slots: None,
             receiver: Box::new(Receiver::new(2)),
             answers: Deframer::new(),
@@ -132,9 +141,8 @@ impl Device {
             let slots = self.slots.as_mut().expect("mounted between two steps");
             let policy = Policy { identity, base: &self.base, verifier: Digests };
             let idle = matches!(self.receiver.poll(slots, &policy), Step::Idle);
-            let answer = self.receiver.pull().to_vec();
-            self.receiver.pulled(answer.len());
-            for byte in &answer {
+            let answer = self.receiver.pull();
+            for byte in answer {
                 match self.answers.push(*byte) {
                     Framed::Bad => panic!("the device sent a bad frame"),
                     Framed::Message(message) => {
@@ -152,7 +160,9 @@ impl Device {
                     Framed::Incomplete => {}
                 }
             }
-            if idle && answer.is_empty() && bytes.is_empty() {
+            let answered = answer.len();
+            self.receiver.pulled(answered);
+            if idle && answered == 0 && bytes.is_empty() {
                 return;
             }
         }
@@ -267,7 +277,7 @@ fn run(data: &[u8]) {
     device.reset();
     device.check();
     // A clean upload, whatever was before.
-    let file = World::file(99, device.floor + 1000);
+    let file = World::signed(world.last.clone(), device.floor + 1000);
     let sha256 = Announcement::of(&file).sha256;
     device.request(Request::Abort);
     device.request(Request::Begin { slot: None, header: &file[..64], sha256: &sha256 });

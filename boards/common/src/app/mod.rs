@@ -59,6 +59,7 @@ pub fn run<B: Board>(parts: Parts<B>) -> ! {
 /// The same with frames of at most `FRAME` bytes, which the receiver has a buffer for, and `window` chunks in flight, which the
 /// driver of the link must hold.
 pub fn run_with<B: Board, const FRAME: usize>(parts: Parts<B>, window: u8) -> ! {
+    const { crate::receive::check_ram::<B, FRAME>() };
     let Parts { mut link, slots, counter, stack, base, arena } = parts;
     firmware::announce();
     let base = match Base::new(base) {

@@ -282,7 +282,7 @@ pub(super) fn frame(id: u8, request: &Request<'_>) -> Vec<u8> {
     encode(id, request, &mut buffer).unwrap().to_vec()
 }
 
-fn read(bytes: &[u8]) -> Vec<Said> {
+pub(super) fn read(bytes: &[u8]) -> Vec<Said> {
     let mut deframer: Deframer = Deframer::new();
     let mut said = Vec::new();
     for byte in bytes {
