@@ -13,15 +13,18 @@ use rankpatch_format::adapter::Pooling;
 use rankpatch_format::graph::{Op, Rows, Shape, TensorId, ValueId};
 use rankpatch_format::write::{self, Network};
 
-use crate::ops::{self, AttentionShape, LoraFactors, RelativePositions, RopeTable};
+use crate::ops::{self, AttentionShape, RelativePositions, RopeTable};
 use crate::{Error, Result};
 
 mod batch;
 mod host;
+mod patches;
 #[cfg(test)]
 mod tests;
 
 pub use batch::{Batch, Input};
+use patches::Patches;
+pub use patches::{StackedFactors, StackedGroup};
 
 /// The low-rank factors of one site: delta_weight = scaling * lora_b lora_a.
 #[derive(Debug, Clone)]
@@ -81,11 +84,31 @@ pub struct Model {
     device: Device,
 }
 
+/// Which batches a network takes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joins {
+    /// Any.
+    All,
+    /// Those of sequences of one number of rows, padding included.
+    OfOneLength,
+    /// Each runs on its own.
+    None,
+}
+
 /// Values, while a pass runs.
 struct Pass<'a> {
-    batch: &'a Batch,
+    /// What runs; the rows of a value are those of the first batch, then those of the second, and so on.
+    batches: &'a [&'a Batch],
     values: Vec<Option<Tensor>>,
     ropes: HashMap<TensorId, RopeTable>,
+}
+
+/// Sequences of one length that lie one behind the other.
+struct Run {
+    /// Rows of each, padding included.
+    rows: usize,
+    /// Rows of each that count.
+    lengths: Vec<usize>,
 }
 
 impl Model {
@@ -222,7 +245,7 @@ impl Model {
         head: Option<&TaskHead>,
     ) -> Result<Tensor> {
         let target = if head.is_some() { self.features } else { self.output };
-        let value = self.value(target, batch, factors)?;
+        let value = self.value(target, &[batch], Patches::One(factors))?;
         match head {
             None => Ok(value),
             Some(head) => self.apply_head(&value, batch, head),
@@ -235,18 +258,71 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn features(&self, batch: &Batch, factors: &BTreeMap<u16, Factors>) -> Result<Tensor> {
-        self.value(self.features, batch, factors)
+        self.value(self.features, &[batch], Patches::One(factors))
     }
 
-    fn value(&self, target: ValueId, batch: &Batch, factors: &BTreeMap<u16, Factors>) -> Result<Tensor> {
-        self.check(batch)?;
-        if let Some(found) = factors.keys().copied().find(|site| usize::from(*site) >= self.sites.len()) {
+    /// Runs many batches over the base together, each with factors of its own, and gives the rows of the network's output of
+    /// all of them, one batch behind the other; with `heads` those of the value that task heads read.
+    ///
+    /// A batch gets the bits that it gets alone.
+    ///
+    /// # Errors
+    /// As [`Model::forward`]; [`Error::Batch`] if the network does not take these batches together, see [`Model::joins`].
+    pub fn forward_many(
+        &self,
+        batches: &[&Batch],
+        factors: &BTreeMap<u16, StackedFactors>,
+        heads: bool,
+    ) -> Result<Tensor> {
+        let target = if heads { self.features } else { self.output };
+        self.value(target, batches, Patches::Many(factors))
+    }
+
+    /// Applies a task's head to one of the batches of [`Model::forward_many`]: `[sequences, n_out]`.
+    ///
+    /// # Errors
+    /// If the head has the wrong shape.
+    pub fn head_of(
+        &self,
+        features: &Tensor,
+        batches: &[&Batch],
+        index: usize,
+        head: &TaskHead,
+    ) -> Result<Tensor> {
+        let rows = |batch: &&Batch| batch.sequences * self.rows(self.features, batch);
+        let first = batches[..index].iter().map(rows).sum();
+        let own = ops::slice_rows(features, first, rows(&batches[index]))?;
+        self.apply_head(&own, batches[index], head)
+    }
+
+    /// Which batches [`Model::forward_many`] takes together.
+    pub fn joins(&self) -> Joins {
+        let any = |found: fn(&Op) -> bool| self.ops.iter().any(found);
+        if any(|op| matches!(op, Op::Host(_))) {
+            // A table of relative positions is patched too, and has the factors of one task.
+            Joins::None
+        } else if any(|op| matches!(op, Op::PrependToken { .. } | Op::MeanPool { .. })) {
+            Joins::OfOneLength
+        } else {
+            Joins::All
+        }
+    }
+
+    fn value(&self, target: ValueId, batches: &[&Batch], factors: Patches<'_>) -> Result<Tensor> {
+        for batch in batches {
+            self.check(batch)?;
+        }
+        if batches.len() != 1 && self.joins() == Joins::None {
+            let (expected, found) = ("1 (the network has tables)".into(), batches.len().to_string());
+            return Err(Error::Batch { what: "batches that run together", expected, found });
+        }
+        if let Some(found) = factors.sites().find(|site| usize::from(*site) >= self.sites.len()) {
             return Err(Error::UnknownSite { found, n_sites: self.sites.len() });
         }
         let target = usize::from(target);
         let uses = self.uses(target);
         let mut left = uses.clone();
-        let mut pass = Pass { batch, values: vec![None; self.ops.len()], ropes: HashMap::new() };
+        let mut pass = Pass { batches, values: vec![None; self.ops.len()], ropes: HashMap::new() };
         for index in 0..=target {
             // SiLU with one reader, a product, runs inside of that product.
             if left[index] == 0 || self.is_gate(index, &uses) {
@@ -296,37 +372,27 @@ impl Model {
             .collect()
     }
 
-    fn run(
-        &self,
-        index: usize,
-        pass: &mut Pass<'_>,
-        factors: &BTreeMap<u16, Factors>,
-        uses: &[u32],
-    ) -> Result<Tensor> {
-        let batch = pass.batch;
+    fn run(&self, index: usize, pass: &mut Pass<'_>, factors: Patches<'_>, uses: &[u32]) -> Result<Tensor> {
+        let batches = pass.batches;
         Ok(match self.ops[index] {
             Op::Embedding { table } => {
-                let Input::Tokens(ids) = &batch.input else { return Err(self.wrong_input(batch)) };
-                let ids = Tensor::from_slice(ids, ids.len(), &self.device)?;
-                ops::embedding(self.tensor(table), &ids)?
+                let ids: Vec<u32> = batches.iter().flat_map(|batch| batch.ids()).copied().collect();
+                let count = ids.len();
+                ops::embedding(self.tensor(table), &Tensor::from_vec(ids, count, &self.device)?)?
             }
             Op::Features { width } => {
-                let Input::Features(values) = &batch.input else { return Err(self.wrong_input(batch)) };
-                Tensor::from_slice(values, (batch.sequences * batch.rows, width as usize), &self.device)?
+                let values: Vec<f32> = batches.iter().flat_map(|batch| batch.values()).copied().collect();
+                let rows = values.len() / width as usize;
+                Tensor::from_vec(values, (rows, width as usize), &self.device)?
             }
             Op::Linear { input, weight, bias } => {
                 let (x, w) = (pass.get(input)?, self.tensor(weight));
                 let bias = bias.map(|bias| self.tensor(bias));
-                match self.site_of[index].and_then(|site| factors.get(&site)) {
+                match self.site_of[index] {
                     None => ops::frozen_linear(x, w, bias)?,
-                    Some(factors) => {
-                        let lora = LoraFactors {
-                            a: &factors.lora_a,
-                            b: &factors.lora_b,
-                            scaling: factors.scaling as f32,
-                            dropout_mask: factors.dropout_mask.as_ref(),
-                        };
-                        ops::lora_linear(x, w, bias, &lora)?
+                    Some(site) => {
+                        let rows = batches.iter().map(|batch| batch.sequences * self.rows(input, batch));
+                        factors.linear(site, x, w, bias, rows)?
                     }
                 }
             }
@@ -335,10 +401,9 @@ impl Model {
                 ops::layer_norm(pass.get(input)?, self.tensor(weight), self.tensor(bias), eps)?
             }
             Op::Rope { input, inv_freq } => {
-                let rows = self.rows(input, batch);
                 let table = match pass.ropes.get(&inv_freq) {
                     Some(table) => table.clone(),
-                    None => self.rope_table(inv_freq, rows, batch.sequences)?,
+                    None => self.rope_table(inv_freq, input, batches)?,
                 };
                 pass.ropes.insert(inv_freq, table.clone());
                 ops::rope(pass.get(input)?, &table)?
@@ -346,22 +411,33 @@ impl Model {
             Op::AddPosition { input, table } => {
                 let table = self.tensor(table);
                 let table = if table.rank() == 1 { table.unsqueeze(0)? } else { table.clone() };
-                ops::add_positions(pass.get(input)?, &table, self.rows(input, batch))?
+                match self.one_length(input, batches) {
+                    Some(rows) => ops::add_positions(pass.get(input)?, &table, rows)?,
+                    None => {
+                        let positions = self.positions(input, batches);
+                        let positions = Tensor::new(positions.as_slice(), &self.device)?;
+                        ops::add(pass.get(input)?, &ops::embedding(&table, &positions)?)?
+                    }
+                }
             }
             Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } => {
                 let n_heads = usize::from(n_heads);
-                let shape = AttentionShape {
-                    batch: batch.sequences,
-                    seq: self.rows(q, batch),
+                let shapes = self.runs(q, batches).into_iter().map(|run| AttentionShape {
+                    batch: run.lengths.len(),
+                    seq: run.rows,
                     n_heads,
                     n_kv_heads: n_kv_heads.into(),
                     head_size: self.width(q) / n_heads,
                     causal,
                     scale,
                     // A causal row never sees the padding after it.
-                    lengths: if causal { Vec::new() } else { self.lengths(q, batch) },
-                };
-                ops::attention(pass.get(q)?, pass.get(k)?, pass.get(v)?, &shape)?
+                    lengths: if causal { Vec::new() } else { run.lengths },
+                });
+                let (q, k, v) = (pass.get(q)?, pass.get(k)?, pass.get(v)?);
+                match &shapes.collect::<Vec<_>>()[..] {
+                    [shape] => ops::attention(q, k, v, shape)?,
+                    shapes => ops::attention_batches(q, k, v, shapes)?,
+                }
             }
             Op::Silu { input } => ops::silu(pass.get(input)?)?,
             Op::Gelu { input } => ops::gelu(pass.get(input)?)?,
@@ -376,15 +452,23 @@ impl Model {
             },
             Op::Scale { input, weight } => pass.get(input)?.broadcast_mul(self.tensor(weight))?,
             Op::PrependToken { input, token } => {
-                ops::prepend_token(pass.get(input)?, self.tensor(token), self.rows(input, batch))?
+                ops::prepend_token(pass.get(input)?, self.tensor(token), self.the_length(input, batches)?)?
             }
             Op::SelectRow { input, row } => {
-                let rows = self.rows(input, batch) as u32;
-                let picked: Vec<u32> = (0..batch.sequences as u32).map(|s| s * rows + row).collect();
+                let mut first = 0;
+                let mut picked = Vec::new();
+                for run in self.runs(input, batches) {
+                    for _ in &run.lengths {
+                        picked.push(first + row);
+                        first += run.rows as u32;
+                    }
+                }
                 ops::select_rows(pass.get(input)?, &picked)?
             }
             Op::MeanPool { input } => {
-                ops::mean_pool(pass.get(input)?, self.rows(input, batch), &self.lengths(input, batch))?
+                let lengths: Vec<usize> =
+                    batches.iter().flat_map(|batch| self.lengths(input, batch)).collect();
+                ops::mean_pool(pass.get(input)?, self.the_length(input, batches)?, &lengths)?
             }
             Op::Host(op) => self.run_host(index as ValueId, op, pass)?,
         })
@@ -449,10 +533,45 @@ impl Model {
         Error::Batch { what: "input of the network", expected, found }
     }
 
-    fn rope_table(&self, inv_freq: TensorId, rows: usize, sequences: usize) -> Result<RopeTable> {
-        let positions: Vec<u32> = (0..sequences).flat_map(|_| 0..rows as u32).collect();
+    fn rope_table(&self, inv_freq: TensorId, input: ValueId, batches: &[&Batch]) -> Result<RopeTable> {
         let inv_freq = self.inv_freq.get(&inv_freq).map_or(&[][..], Vec::as_slice);
-        Ok(RopeTable::new(&positions, inv_freq, &self.device)?)
+        Ok(RopeTable::new(&self.positions(input, batches), inv_freq, &self.device)?)
+    }
+
+    /// The position of each row of a value in its sequence.
+    fn positions(&self, value: ValueId, batches: &[&Batch]) -> Vec<u32> {
+        let of =
+            |batch: &&Batch| (0..batch.sequences).map(|_| self.rows(value, batch) as u32).collect::<Vec<_>>();
+        batches.iter().flat_map(of).flat_map(|rows| 0..rows).collect()
+    }
+
+    /// The sequences of a value, neighbours of one length together.
+    fn runs(&self, value: ValueId, batches: &[&Batch]) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for batch in batches {
+            let (rows, lengths) = (self.rows(value, batch), self.lengths(value, batch));
+            match runs.last_mut() {
+                Some(run) if run.rows == rows => run.lengths.extend(lengths),
+                _ => runs.push(Run { rows, lengths }),
+            }
+        }
+        runs
+    }
+
+    /// Rows of each sequence of a value, if that is one number.
+    fn one_length(&self, value: ValueId, batches: &[&Batch]) -> Option<usize> {
+        match &self.runs(value, batches)[..] {
+            [run] => Some(run.rows),
+            _ => None,
+        }
+    }
+
+    fn the_length(&self, value: ValueId, batches: &[&Batch]) -> Result<usize> {
+        self.one_length(value, batches).ok_or_else(|| Error::Batch {
+            what: "rows of the sequences that run together",
+            expected: "one number (the network moves rows from sequence to sequence)".into(),
+            found: "several".into(),
+        })
     }
 
     /// Rows of one sequence of a value, padding included.

@@ -46,4 +46,20 @@ impl Batch {
         }
         Self { input: Input::Features(values), sequences: sequences.len(), rows, lengths }
     }
+
+    /// The token ids; none if it has features.
+    pub(super) fn ids(&self) -> &[u32] {
+        match &self.input {
+            Input::Tokens(ids) => ids,
+            Input::Features(_) => &[],
+        }
+    }
+
+    /// The features; none if it has token ids.
+    pub(super) fn values(&self) -> &[f32] {
+        match &self.input {
+            Input::Tokens(_) => &[],
+            Input::Features(values) => values,
+        }
+    }
 }

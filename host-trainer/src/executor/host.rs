@@ -24,7 +24,8 @@ pub(super) fn positions(ops: &[Op], shapes: &[Shape], max_rows: usize) -> Vec<Op
 
 impl Model {
     pub(super) fn run_host(&self, index: ValueId, op: HostOp, pass: &Pass<'_>) -> Result<Tensor> {
-        let batch = pass.batch;
+        // Networks with these operators do not take several.
+        let batch = pass.batches[0];
         Ok(match op {
             HostOp::AppendTable { input, table } => {
                 let table = self.tensor(table);

@@ -5,10 +5,12 @@ use rayon::prelude::*;
 
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_host};
 use super::{Result, check};
+pub use batches::attention_batches;
 use head::{HeadGrads, Outputs, Sequence};
 use relative::Tables;
 pub use relative::{RelativePositions, bucket};
 
+mod batches;
 mod head;
 mod relative;
 

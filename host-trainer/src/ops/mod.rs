@@ -14,6 +14,7 @@
 //! | [`rms_norm`], [`layer_norm`] | `(x, weight, [bias,] eps)` | x |
 //! | [`rope`] | `(x, &RopeTable::new(positions, inv_freq, device))` | x |
 //! | [`attention`] | `(q, k, v, &AttentionShape)` | q, k, v |
+//! | [`attention_batches`] | `(q, k, v, &[AttentionShape])` | q, k, v |
 //! | [`relative_attention`] | `(q, k, v, &AttentionShape, &RelativePositions)` | q, k, v |
 //! | [`silu`], [`gelu`], [`gelu_erf`], [`tanh`] | `(x)` | x |
 //! | [`silu_mul`] | `(gate, up)`, `silu(gate) * up` in one pass | gate, up |
@@ -24,8 +25,10 @@
 //! | [`append_table`] | `(x, table)` | x |
 //! | [`neighbours`] | `(x, seq, lengths: &[usize], reach)` | x |
 //! | [`select_rows`] | `(x, rows: &[u32])` | x |
+//! | [`slice_rows`] | `(x, start, count)` | x |
 //! | [`mean_pool`] | `(x, seq, lengths: &[usize])` | x |
 //! | [`cross_entropy`] | `(logits, targets: u32 tensor, weights: f32 tensor)`, a scalar | logits |
+//! | [`cross_entropy_groups`] | `(logits, targets, weights, groups: &[usize])`, a sum of means, and each | logits |
 //! | [`fake_quant_lora`] | `(a, b, row_scale: &[f32], scaling)`, gives `(a', b')` | a, b, straight through |
 //!
 //! Train with [`value_and_grad`]: `let (loss, grads) = value_and_grad(|| forward(...))?`. It is faster and smaller than
@@ -61,8 +64,8 @@ mod simd;
 mod tests;
 
 pub use attention::{
-    AttentionShape, RelativePositions, attention, attention_composed, bucket, relative_attention,
-    relative_attention_composed,
+    AttentionShape, RelativePositions, attention, attention_batches, attention_composed, bucket,
+    relative_attention, relative_attention_composed,
 };
 pub use elementwise::{
     add, add_bias, gelu, gelu_composed, gelu_erf, gelu_erf_composed, mul, silu, silu_composed, silu_mul,
@@ -76,10 +79,11 @@ pub use linear::lora::{
     lora_linear_groups_composed,
 };
 pub use linear::{frozen_linear, linear, linear_composed};
-pub use loss::{cross_entropy, cross_entropy_composed};
+pub use loss::{GroupLosses, cross_entropy, cross_entropy_composed, cross_entropy_groups};
 pub use neighbours::{neighbours, neighbours_composed};
 pub use norm::{layer_norm, layer_norm_composed, rms_norm, rms_norm_composed};
 pub use rope::{RopeTable, rope, rope_composed};
 pub use rows::{
     add_positions, append_table, embedding, mean_pool, mean_pool_composed, prepend_token, select_rows,
+    slice_rows,
 };

@@ -51,6 +51,18 @@ pub(super) fn map2(
     });
 }
 
+/// Cuts `values` into slices of these lengths.
+pub(super) fn cut(values: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
+    let mut rest = values;
+    lengths
+        .map(|length| {
+            let (slice, after) = std::mem::take(&mut rest).split_at_mut(length);
+            rest = after;
+            slice
+        })
+        .collect()
+}
+
 /// Rows of `width` values that make one piece.
 pub(super) fn rows_per_piece(width: usize) -> usize {
     (PIECE / width.max(1)).max(1)

@@ -128,6 +128,23 @@ pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(node(&[&x], Output::Host(y), shape, || SelectRows { rows: rows.to_vec(), width })?)
 }
 
+/// The rows `start..start + count` of `x` [n, width].
+///
+/// # Errors
+/// If the type does not fit or a row does not exist.
+pub fn slice_rows(x: &Tensor, start: usize, count: usize) -> Result<Tensor> {
+    let op = "slice_rows";
+    let (rows, width) = check::matrix(op, "x", x)?;
+    let end = start + count;
+    check::value(op, "the end of the slice", end <= rows, || format!("at most {rows}"), end)?;
+    if !x.device().is_cpu() {
+        return Ok(x.narrow(0, start, count)?);
+    }
+    let x = x.contiguous()?;
+    let y = with_values(&x, |x| x[start * width..][..count * width].to_vec())?;
+    Ok(node(&[&x], Output::Host(y), (count, width), || SliceRows { start: start * width })?)
+}
+
 /// `y[b] = mean over t < lengths[b] of x[b * seq + t]`.
 ///
 /// `x` [lengths.len() * seq, width]; gives [lengths.len(), width].
@@ -268,6 +285,26 @@ impl Backward for SelectRows {
             for (&row, dy) in self.rows.iter().zip(args.grad.chunks_exact(width)) {
                 parallel::add_assign(&mut dx[row as usize * width..][..width], dy);
             }
+        });
+    }
+}
+
+struct SliceRows {
+    /// First value of the slice.
+    start: usize,
+}
+
+impl Backward for SliceRows {
+    fn name(&self) -> &'static str {
+        "slice_rows"
+    }
+
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
+        sinks[0].write(args.inputs[0].len(), |dx, accumulate| {
+            if !accumulate {
+                dx.fill(0.0);
+            }
+            parallel::add_assign(&mut dx[self.start..][..args.grad.len()], &args.grad);
         });
     }
 }

@@ -7,6 +7,7 @@ use super::graph::differentiate;
 use super::*;
 use crate::rng::Rng;
 
+mod groups;
 mod linear;
 mod others;
 mod products;

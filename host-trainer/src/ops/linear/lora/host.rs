@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::super::super::Result;
 use super::super::super::gemm::{Mat, Packed, Target, multiply, outer};
 use super::super::super::graph::{HostArgs, Sink, with_host};
+use super::super::super::parallel::cut;
 use super::{Dims, Group, LoraLinear, ROWS, parts, sum_in_order, with_bias};
 
 /// Rows that one thread takes at a time.
@@ -30,18 +31,6 @@ fn pieces(groups: &[Group]) -> Vec<Piece> {
         })
     };
     parts(groups).enumerate().flat_map(of).collect()
-}
-
-/// Cuts `values` into slices of these lengths.
-fn cut(values: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
-    let mut rest = values;
-    lengths
-        .map(|length| {
-            let (slice, after) = std::mem::take(&mut rest).split_at_mut(length);
-            rest = after;
-            slice
-        })
-        .collect()
 }
 
 /// Lends the masks of the groups beside other tensors.
