@@ -56,7 +56,7 @@ impl Ran {
     #[track_caller]
     fn fails(self, code: u8, expected: &str) {
         assert_eq!((self.code, self.out.as_str()), (code, ""), "{}", self.err);
-        assert!(self.err.starts_with("error: "), "{}", self.err);
+        assert!(self.err.lines().any(|line| line.starts_with("error: ")), "{}", self.err);
         assert!(self.err.contains(expected), "expected {expected:?}, found {:?}", self.err);
     }
 }

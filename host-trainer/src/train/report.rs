@@ -29,6 +29,17 @@ impl Reporter for () {
     fn event(&mut self, _: &Event<'_>) {}
 }
 
+/// Receives the events of runs that train together.
+pub trait ManyReporter {
+    /// One event of a task, by its index. Called as [`Reporter::event`] is.
+    fn event(&mut self, task: usize, event: &Event<'_>);
+}
+
+/// A reporter that says nothing.
+impl ManyReporter for () {
+    fn event(&mut self, _: usize, _: &Event<'_>) {}
+}
+
 /// The part of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

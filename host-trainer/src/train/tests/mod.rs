@@ -2,6 +2,7 @@
 
 mod config;
 mod export;
+mod many;
 mod peft;
 mod run;
 mod tasks;

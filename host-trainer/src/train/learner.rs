@@ -1,0 +1,463 @@
+//! One task while it is trained: its factors, its optimizer, the order of its data, and what it has been through.
+//!
+//! It draws the batch of a step and learns from gradients; how a batch runs over the base, alone or with those of other
+//! tasks, it does not know.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use rankpatch_format::BaseId;
+use rankpatch_format::adapter::Pooling;
+use rankpatch_format::write::Network;
+
+use super::batches::{Order, Targets, split_by_length};
+use super::checkpoint::Checkpoint;
+use super::evaluate::evaluate_float;
+use super::stopping::{Best, Patience};
+use super::watch::Watch;
+use super::{Metric, TaskData, TrainConfig, TrainError};
+use crate::executor::{Model, TaskHead};
+use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, InitLora, SiteFactors};
+use crate::optim::{AdamW, Param};
+use crate::rng::Rng;
+use crate::schedule::Schedule;
+use crate::{Error, Result, quant};
+
+/// Rows that running one part of a batch on its own costs beyond its own rows, see [`split_by_length`].
+const PART_OVERHEAD: usize = 48;
+
+/// A base on the device that trains, and who it is. Nothing in it is ever trained, so many tasks share one.
+#[derive(Debug)]
+pub struct FrozenBase {
+    /// The network.
+    pub model: Model,
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub id: BaseId,
+}
+
+impl FrozenBase {
+    /// Puts a quantized network on a device.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn new(network: &Network, device: &Device) -> Result<Self> {
+        Ok(Self { model: Model::new(network, device)?, name: network.name.clone(), id: network.id() })
+    }
+}
+
+/// A task in training.
+#[derive(Debug)]
+pub struct Learner {
+    config: TrainConfig,
+    data: TaskData,
+    data_digest: String,
+    base_id: BaseId,
+    device: Device,
+    sites: Vec<BoundSite>,
+    pooling: Pooling,
+    optimizer: AdamW,
+    schedule: Schedule,
+    order: Order,
+    watch: Watch,
+    patience: Patience,
+    step: u64,
+    /// First step that is quantization-aware.
+    quantized_from: u64,
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOutcome {
+    /// Loss of the batch, in nats.
+    pub loss: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// Rows of input, padding not counted.
+    pub rows: usize,
+}
+
+/// The values of tensors by name.
+type Values = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The batch of a step, and the gradients that were found for it so far.
+pub(super) struct Drawn {
+    /// The batch in parts of similar length, those of one accumulated batch after those of the one before.
+    pub(super) parts: Vec<Targets>,
+    /// The variables of the forward pass by name: the trained ones, or in the quantization-aware part new ones with the
+    /// values that their codes stand for.
+    pub(super) variables: BTreeMap<String, Var>,
+    rows: usize,
+    /// Sum of the weights of all parts.
+    total: f32,
+    loss: f64,
+    grads: BTreeMap<String, Tensor>,
+}
+
+impl Drawn {
+    /// Takes the mean loss of a part and its gradients, which count as much as the part has of the weights.
+    pub(super) fn add(
+        &mut self,
+        part: usize,
+        loss: f32,
+        grads: impl IntoIterator<Item = (String, Tensor)>,
+    ) -> Result<()> {
+        let share = f64::from(self.parts[part].weights.iter().sum::<f32>() / self.total);
+        self.loss += share * f64::from(loss);
+        for (name, grad) in grads {
+            let grad = if self.parts.len() > 1 { (grad * share)? } else { grad };
+            let sum = match self.grads.remove(&name) {
+                Some(sum) => (sum + grad)?,
+                None => grad,
+            };
+            self.grads.insert(name, sum);
+        }
+        Ok(())
+    }
+}
+
+/// Names of the two tensors of a site, as in PEFT's files.
+pub(super) fn factor_names(site: &str) -> (String, String) {
+    (format!("{site}.lora_A.weight"), format!("{site}.lora_B.weight"))
+}
+
+/// Names of the two tensors of the task head.
+pub(super) fn head_names() -> (String, String) {
+    (format!("{HEAD}.weight"), format!("{HEAD}.bias"))
+}
+
+impl Learner {
+    /// Binds a configuration to a quantized network and the data of a task, with fresh factors: lora_a uniform as in PEFT,
+    /// lora_b zero, the weight of a head uniform in +-1/sqrt(width) and its bias zero.
+    ///
+    /// # Errors
+    /// Those of [`crate::lora::LoraConfig::bind`]; [`TrainError::Base`] if the network is not quantized,
+    /// [`TrainError::Data`] if the examples do not fit it or have fewer than two classes.
+    pub fn new(
+        base: &FrozenBase,
+        network: &Network,
+        mut config: TrainConfig,
+        data: TaskData,
+    ) -> Result<Self> {
+        if config.dataset.classifies().is_none() && !data.labels.is_empty() {
+            config.lora.modules_to_save = vec![HEAD.into()];
+        }
+        let FrozenBase { model, id, .. } = base;
+        let device = model.device();
+        let classifies = !config.lora.modules_to_save.is_empty();
+        let read = if classifies { network.features } else { network.output };
+        let sites = config.lora.bind(network, read)?;
+        if let Some(site) = sites.iter().find(|site| model.row_scales(site.index).is_empty()) {
+            let expected = "a quantized base".into();
+            return Err(
+                TrainError::Base { expected, found: format!("float weights at {}", site.name) }.into()
+            );
+        }
+        data.check(model, classifies)?;
+
+        let mut params = BTreeMap::new();
+        for site in &sites {
+            let (lora_a, lora_b) = factor_names(&site.name);
+            let mut rng = Rng::new(config.seed, &format!("init/{}", site.name));
+            let count = site.rank * site.in_features;
+            let values = match config.lora.init_lora_weights {
+                InitLora::Kaiming => rng.kaiming_uniform(site.in_features, count),
+                InitLora::Gaussian => (0..count).map(|_| rng.normal() / site.rank as f32).collect(),
+            };
+            let a = Var::from_vec(values, (site.rank, site.in_features), device)?;
+            let b = Var::zeros((site.out_features, site.rank), DType::F32, device)?;
+            params.insert(lora_a, Param::new(a));
+            params.insert(lora_b, Param { rate_factor: config.loraplus_lr_ratio, ..Param::new(b) });
+        }
+        if classifies {
+            let (outputs, width) = (data.labels.len(), model.features_width());
+            let (weight, bias) = head_names();
+            let values = Rng::new(config.seed, "init/head").kaiming_uniform(width, outputs * width);
+            let head = |var| Param { rate_factor: config.head_lr_ratio, ..Param::new(var) };
+            params.insert(weight, head(Var::from_vec(values, (outputs, width), device)?));
+            let zeros = Var::zeros(outputs, DType::F32, device)?;
+            params.insert(bias, Param { decay: false, ..head(zeros) });
+        }
+        let steps = config.steps(data.train.len());
+        // A row that is the whole sequence has nothing to pool; files say `last` then.
+        let pooling = if model.features_are_one_row() { Pooling::Last } else { config.pooling };
+        Ok(Self {
+            schedule: config.schedule(steps),
+            quantized_from: config.first_quantized_step(steps),
+            order: Order::new(config.seed, data.train.len(), config.effective_batch()),
+            watch: Watch::new(params.keys().cloned()),
+            patience: Patience::new(config.early_stopping_patience),
+            optimizer: AdamW::new(params, config.optimizer)?,
+            base_id: *id,
+            device: device.clone(),
+            step: 0,
+            data_digest: data.digest(),
+            config,
+            data,
+            sites,
+            pooling,
+        })
+    }
+
+    /// Draws the batch of the next step.
+    pub(super) fn draw(&mut self, model: &Model) -> Result<Drawn> {
+        let width = self.data.width;
+        let examples = &self.data.train;
+        let drawn = self.order.step(self.step).to_vec();
+        let rows = drawn.iter().map(|index| examples[*index].rows(width)).sum();
+        let parts: Vec<Targets> = drawn
+            .chunks(self.config.batch_size)
+            .flat_map(|batch| split_by_length(batch, |index| examples[index].rows(width), PART_OVERHEAD))
+            .map(|part| Targets::new(part.iter().map(|index| &examples[*index]), width))
+            .collect();
+        let total: f32 = parts.iter().flat_map(|part| &part.weights).sum();
+        let variables = self.forward_variables(model)?;
+        Ok(Drawn { parts, variables, rows, total, loss: 0.0, grads: BTreeMap::new() })
+    }
+
+    /// Takes the step for which all parts have their gradients.
+    pub(super) fn learn(&mut self, mut drawn: Drawn) -> Result<StepOutcome> {
+        let loss = drawn.loss;
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step: self.step, loss }.into());
+        }
+        self.watch.step(|name| -> Result<_> {
+            let Some(grad) = drawn.grads.get(name) else { return Ok(None) };
+            Ok(Some(grad.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?))
+        })?;
+        // Straight through: the gradient at the quantized value is that of the float value.
+        let mut grads = GradStore::default();
+        for (name, param) in self.optimizer.params() {
+            if let Some(grad) = drawn.grads.remove(name.as_str()) {
+                grads.insert(&param.var, grad);
+            }
+        }
+        let learning_rate = self.schedule.rate(self.step);
+        let report = self.optimizer.step(&grads, learning_rate)?;
+        self.step += 1;
+        Ok(StepOutcome { loss, learning_rate, grad_norm: report.grad_norm, rows: drawn.rows })
+    }
+
+    /// Measures the float factors on the part that is set apart.
+    pub(super) fn evaluate(&mut self, model: &Model) -> Result<Metric> {
+        let metric = evaluate_float(model, Some(&self.adapter()?), &self.data.test)?;
+        if self.patience.limit > 0 && self.patience.hear(self.step, &metric) {
+            self.patience.values =
+                self.values()?.into_iter().map(|(name, (_, values))| (name, values)).collect();
+        }
+        Ok(metric)
+    }
+
+    /// With early stopping: goes back to the factors of the best result, if that is not the last one.
+    pub(super) fn keep_best(&mut self) -> Result<Option<Best>> {
+        let Some(best) = self.patience.best.filter(|best| best.step < self.step) else { return Ok(None) };
+        for (name, param) in self.optimizer.params() {
+            if let Some(values) = self.patience.values.get(name) {
+                param.var.set(&Tensor::from_slice(values, param.var.dims(), &self.device)?)?;
+            }
+        }
+        Ok(Some(best))
+    }
+
+    /// Whether early stopping has ended the run.
+    pub(super) fn is_out_of_patience(&self) -> bool {
+        self.patience.is_over()
+    }
+
+    /// What must be so at the end of a run, see [`Watch::finish`].
+    pub(super) fn check_gradients(&self) -> Result<()> {
+        Ok(self.watch.finish()?)
+    }
+
+    /// The sites that are adapted, in canonical order.
+    pub fn sites(&self) -> &[BoundSite] {
+        &self.sites
+    }
+
+    /// Shape and values of every trained tensor.
+    fn values(&self) -> Result<Values> {
+        let params = self.optimizer.params().iter();
+        let values = params.map(|(name, param)| {
+            let host = param.var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?;
+            Ok((name.clone(), (param.var.dims().to_vec(), host)))
+        });
+        values.collect()
+    }
+
+    /// Steps taken so far.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.schedule.steps
+    }
+
+    /// The first step of the quantization-aware part.
+    pub fn first_quantized_step(&self) -> u64 {
+        self.quantized_from
+    }
+
+    /// Numbers that are trained.
+    pub fn trained(&self) -> usize {
+        self.optimizer.params().values().map(|param| param.var.elem_count()).sum()
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The data.
+    pub fn data(&self) -> &TaskData {
+        &self.data
+    }
+
+    /// What has been learned so far, in float.
+    ///
+    /// # Errors
+    /// If the device cannot be read.
+    pub fn adapter(&self) -> Result<FloatAdapter> {
+        let values = |name: &str| -> Result<Vec<f32>> {
+            let var = &self.variable(name)?;
+            Ok(var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?)
+        };
+        let sites = self.sites.iter().map(|site| {
+            let (lora_a, lora_b) = factor_names(&site.name);
+            Ok(SiteFactors { site: site.clone(), lora_a: values(&lora_a)?, lora_b: values(&lora_b)? })
+        });
+        let sites = sites.collect::<Result<Vec<_>>>()?;
+        let head = if self.data.labels.is_empty() {
+            None
+        } else {
+            let (weight, bias) = head_names();
+            Some(HeadWeights {
+                pooling: self.pooling,
+                weight: values(&weight)?,
+                bias: values(&bias)?,
+                labels: self.data.labels.clone(),
+            })
+        };
+        Ok(FloatAdapter {
+            task: self.config.task.clone(),
+            base_id: self.base_id,
+            config: self.config.lora.clone(),
+            sites,
+            head,
+        })
+    }
+
+    /// Writes a checkpoint from which [`Learner::resume`] goes on as if the run had not stopped.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        Checkpoint {
+            config: self.config.clone(),
+            base_id: self.base_id,
+            data: self.data_digest.clone(),
+            step: self.step,
+            values: self.values()?,
+            state: self.optimizer.state().clone(),
+            best: self.patience.best,
+            best_values: self.patience.values.clone(),
+        }
+        .write(path)
+    }
+
+    /// Goes on from a checkpoint of the same configuration on the same base.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Field`] if the checkpoint is of another run. Nothing is changed then.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let checkpoint = Checkpoint::read(path)?;
+        checkpoint.check(path, &self.config, self.base_id, &self.data_digest)?;
+        let mut values = Vec::new();
+        for (name, param) in self.optimizer.params() {
+            let (dims, host) = checkpoint
+                .values
+                .get(name)
+                .ok_or_else(|| Error::field(path, "tensors", format!("a tensor {name:?}"), "none"))?;
+            if dims != param.var.dims() {
+                let what = format!("shape of {name}");
+                return Err(Error::field(path, what, format!("{:?}", param.var.dims()), format!("{dims:?}")));
+            }
+            values.push(Tensor::from_slice(host, dims.as_slice(), &self.device)?);
+        }
+        self.optimizer.restore(checkpoint.state)?;
+        for (param, values) in self.optimizer.params().values().zip(values) {
+            param.var.set(&values)?;
+        }
+        self.step = checkpoint.step;
+        (self.patience.best, self.patience.values) = (checkpoint.best, checkpoint.best_values);
+        // The first part of the run has watched already.
+        self.watch = Watch::new(std::iter::empty());
+        Ok(())
+    }
+
+    fn variable(&self, name: &str) -> Result<&Var> {
+        let param = self.optimizer.params().get(name);
+        Ok(&param.ok_or_else(|| candle_core::Error::Msg(format!("there is no variable {name}")))?.var)
+    }
+
+    /// See [`Drawn::variables`].
+    fn forward_variables(&self, model: &Model) -> Result<BTreeMap<String, Var>> {
+        let trained =
+            || self.optimizer.params().iter().map(|(name, param)| (name.clone(), param.var.clone()));
+        let mut variables: BTreeMap<String, Var> = trained().collect();
+        if self.step < self.quantized_from {
+            return Ok(variables);
+        }
+        let device = &self.device;
+        let FloatAdapter { sites, head, .. } = self.adapter()?;
+        for SiteFactors { site, lora_a, lora_b } in sites {
+            let (rank, inner, out) = (site.rank, site.in_features, site.out_features);
+            let (row_scales, scaling) = (model.row_scales(site.index), site.scaling as f32);
+            let codes = quant::quantize_lora(&lora_a, &lora_b, rank, inner, out, row_scales, scaling)
+                .map_err(|source| Error::Quant { tensor: site.name.clone(), source })?;
+            let (a, b) = codes.dequantize(row_scales, scaling);
+            let (name_a, name_b) = factor_names(&site.name);
+            variables.insert(name_a, Var::from_vec(a, (rank, inner), device)?);
+            variables.insert(name_b, Var::from_vec(b, (out, rank), device)?);
+        }
+        if let Some(head) = head {
+            let outputs = head.labels.len();
+            let width = head.weight.len() / outputs;
+            let codes = quant::quantize_head(&head.weight, outputs, width)
+                .map_err(|source| Error::Quant { tensor: HEAD.into(), source })?;
+            variables.insert(head_names().0, Var::from_vec(codes.dequantize(), (outputs, width), device)?);
+        }
+        Ok(variables)
+    }
+
+    /// The task's head, of the variables of a step; `None` if the task has none.
+    pub(super) fn head(&self, variables: &BTreeMap<String, Var>) -> Option<TaskHead> {
+        (!self.data.labels.is_empty()).then(|| {
+            let (weight, bias) = head_names();
+            TaskHead {
+                pooling: self.pooling,
+                weight: variables[&weight].as_tensor().clone(),
+                bias: variables[&bias].as_tensor().clone(),
+            }
+        })
+    }
+
+    /// 0 with the probability of dropout, otherwise 1 / (1 - p): a pure function of seed, step, part and site.
+    pub(super) fn dropout_mask(&self, site: &BoundSite, rows: usize, part: usize) -> Result<Option<Tensor>> {
+        let p = self.config.lora.dropout as f32;
+        if p == 0.0 {
+            return Ok(None);
+        }
+        let mut rng = Rng::new(self.config.seed, &format!("dropout/{}/{part}/{}", self.step, site.name));
+        let keep = 1.0 / (1.0 - p);
+        let mask: Vec<f32> =
+            (0..rows * site.in_features).map(|_| if rng.uniform() < p { 0.0 } else { keep }).collect();
+        Ok(Some(Tensor::from_vec(mask, (rows, site.in_features), &self.device)?))
+    }
+}
