@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use rankpatch_format::base::Base;
+use rankpatch_format::graph::TensorShape;
 use rankpatch_format::layout::Layout;
 use rankpatch_format::write::{Network, Tensor};
 
@@ -26,7 +27,25 @@ pub fn quantize(network: &Network) -> Result<Network> {
         })?;
         Ok(Tensor::Codes { rows: *rows, cols: *cols, codes, scales })
     });
-    Ok(Network { tensors: tensors.collect::<Result<_>>()?, ..network.clone() })
+    Ok(Network {
+        tensors: tensors.collect::<Result<_>>()?,
+        // All but the tensors, which may be large.
+        name: network.name.clone(),
+        ops: network.ops.clone(),
+        tensor_names: network.tensor_names.clone(),
+        site_names: network.site_names.clone(),
+        labels: network.labels.clone(),
+        vocabulary: network.vocabulary.clone(),
+        output: network.output,
+        features: network.features,
+        max_rows: network.max_rows,
+    })
+}
+
+/// Bytes of a tensor in an image.
+fn image_bytes(shape: TensorShape) -> u64 {
+    let (rows, elements) = (u64::from(shape.rows), u64::from(shape.rows) * u64::from(shape.cols));
+    if shape.quantized { elements + 4 * rows } else { 4 * elements }
 }
 
 /// A base image in memory that is aligned as reading it in place needs.
@@ -50,8 +69,14 @@ impl Image {
     /// Quantizes a network if need be and writes its image. See [`Network::write`].
     ///
     /// # Errors
-    /// As [`quantize`] and [`Network::write`].
+    /// As [`quantize`] and [`Network::write`]; [`Error::Batch`] for weights that offsets of 32 bits cannot reach.
     pub fn build(network: &Network, layout: Layout, pass_rows: u32) -> Result<Self> {
+        let bytes: u64 = network.tensors.iter().map(|tensor| image_bytes(tensor.shape())).sum();
+        // A sixteenth is left for layouts that fill rows up, and for the manifest.
+        if bytes > u64::from(u32::MAX) / 16 * 15 {
+            let expected = "less than 4 GiB of int8 weights".into();
+            return Err(Error::Batch { what: "base image", expected, found: format!("{bytes} bytes") });
+        }
         Ok(Self::new(&quantize(network)?.write(layout, pass_rows)?))
     }
 

@@ -11,6 +11,7 @@ use rankpatch_format::write::{Network, Tensor};
 use rankpatch_format::{BaseId, MAX_RANK};
 use serde::{Deserialize, Serialize};
 
+use crate::import::hf::modules::fused;
 use crate::train::TrainError;
 
 /// `target_modules` that stands for every site but the one that writes the network's output.
@@ -33,7 +34,7 @@ pub enum InitLora {
 /// LoRA configuration.
 ///
 /// A pattern names a site by its whole dotted name (`layers.0.attn.q`), by the end of it (`attn.q`, `q`), or with `*` for any
-/// characters (`layers.*.ffn.*`).
+/// characters (`layers.*.ffn.*`). A module that is cut into sites (GPT-2's `c_attn`) names them all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraConfig {
     /// Rank of the update.
@@ -269,8 +270,12 @@ fn most_specific<'a, T>(patterns: &'a BTreeMap<String, T>, name: &str) -> Option
     fitting.max_by_key(|(pattern, _)| pattern.len()).map(|(_, value)| value)
 }
 
-/// Whether a pattern (see [`LoraConfig`]) names a site.
+/// Whether a pattern (see [`LoraConfig`]) names a site, or the module that the site is a part of.
 fn fits(pattern: &str, name: &str) -> bool {
+    fits_name(pattern, name) || fused(name).is_some_and(|(module, _)| fits_name(pattern, module))
+}
+
+fn fits_name(pattern: &str, name: &str) -> bool {
     if pattern.contains('*') {
         return glob(pattern.as_bytes(), name.as_bytes());
     }

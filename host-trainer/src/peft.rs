@@ -1,8 +1,12 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`, in and out.
 //!
-//! Keys are PEFT's: `base_model.model.<site>.lora_A.weight` `[rank, in_features]`, `...lora_B.weight`
-//! `[out_features, rank]`, and for the task head `base_model.model.head.{weight,bias}`. What PEFT has no field for (the
+//! Keys are PEFT's: `base_model.model.<module>.lora_A.weight` `[rank, in_features]`, `...lora_B.weight`
+//! `[out_features, rank]`, and for the task head `base_model.model.head.{weight,bias}`. A module is a site, or what
+//! `transformers` calls it ([`crate::import::hf`]): rows of lora_b are then in its order, several sites may lie in one
+//! module, and the head is that of its classifiers (`classifier`, `score`). What PEFT has no field for (the
 //! task's name, the base's identity, pooling and labels of the head) lies beside them in `rankpatch.json`, which may be missing.
+
+mod factors;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,8 +17,10 @@ use rankpatch_format::write::Network;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, InitLora, LoraConfig, SiteFactors};
+use crate::import::hf::modules;
+use crate::lora::{FloatAdapter, HEAD, HeadWeights, InitLora, LoraConfig};
 use crate::{Error, Result, files};
+use factors::ModuleFactors;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -95,34 +101,39 @@ struct Extra {
     labels: Vec<String>,
 }
 
-/// Writes an adapter as a PEFT folder. `base_name` goes into `base_model_name_or_path`.
+/// Writes an adapter of `network` as a PEFT folder. The network's name goes into `base_model_name_or_path`.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write(adapter: &FloatAdapter, base_name: &str, folder: &Path) -> Result<()> {
+pub fn write(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Result<()> {
     let FloatAdapter { config, sites, head, .. } = adapter;
+    let all = modules::modules(network);
+    let written: Vec<ModuleFactors> =
+        all.iter().filter_map(|module| ModuleFactors::of(module, sites, config)).collect();
+    let head_name = modules::head(network).unwrap_or(HEAD);
     let names = |names: &[String]| (!names.is_empty()).then(|| OneOrMany::Many(names.to_vec()));
-    let other_ranks = sites.iter().filter(|factors| factors.site.rank != config.rank);
-    let other_alphas = sites.iter().filter(|factors| factors.site.alpha != config.alpha);
+    let other_ranks = written.iter().filter(|factors| factors.rank != config.rank);
+    let other_alphas = written.iter().filter(|factors| factors.alpha != config.alpha);
     let peft = PeftConfig {
         peft_type: "LORA".into(),
         // With a type PEFT asks the base for methods that only a `transformers` model has; without one it takes any.
         task_type: None,
-        base_model_name_or_path: Some(base_name.to_owned()),
+        base_model_name_or_path: Some(network.name.clone()),
         inference_mode: true,
         r: config.rank,
         lora_alpha: config.alpha,
         lora_dropout: config.dropout,
         // Whole names: they mean the same to every reader, whatever its patterns are.
-        target_modules: names(&sites.iter().map(|factors| factors.site.name.clone()).collect::<Vec<_>>()),
+        target_modules: names(&written.iter().map(|factors| factors.name.clone()).collect::<Vec<_>>()),
         exclude_modules: None,
-        modules_to_save: head.is_some().then(|| vec![HEAD.into()]),
+        // PEFT keeps a whole child of the model.
+        modules_to_save: head.is_some().then(|| head_name.split('.').take(1).map(str::to_owned).collect()),
         use_rslora: config.use_rslora,
         use_dora: false,
-        rank_pattern: other_ranks.map(|factors| (factors.site.name.clone(), factors.site.rank)).collect(),
-        alpha_pattern: other_alphas.map(|factors| (factors.site.name.clone(), factors.site.alpha)).collect(),
+        rank_pattern: other_ranks.map(|factors| (factors.name.clone(), factors.rank)).collect(),
+        alpha_pattern: other_alphas.map(|factors| (factors.name.clone(), factors.alpha)).collect(),
         bias: none(),
-        fan_in_fan_out: false,
+        fan_in_fan_out: modules::fan_in_fan_out(network),
         init_lora_weights: match config.init_lora_weights {
             InitLora::Kaiming => yes(),
             InitLora::Gaussian => "gaussian".into(),
@@ -136,24 +147,16 @@ pub fn write(adapter: &FloatAdapter, base_name: &str, folder: &Path) -> Result<(
     };
 
     let mut tensors = Vec::new();
-    for SiteFactors { site, lora_a, lora_b } in sites {
-        let (rank, inner, out) = (site.rank, site.in_features, site.out_features);
-        tensors.push((
-            format!("{PREFIX}{}.lora_A.weight", site.name),
-            vec![rank, inner],
-            files::f32_bytes(lora_a),
-        ));
-        tensors.push((
-            format!("{PREFIX}{}.lora_B.weight", site.name),
-            vec![out, rank],
-            files::f32_bytes(lora_b),
-        ));
+    for ModuleFactors { name, rank, shape: [inner, out], lora_a, lora_b, .. } in &written {
+        let (dims_a, dims_b) = (vec![*rank, *inner], vec![*out, *rank]);
+        tensors.push((format!("{PREFIX}{name}.lora_A.weight"), dims_a, files::f32_bytes(lora_a)));
+        tensors.push((format!("{PREFIX}{name}.lora_B.weight"), dims_b, files::f32_bytes(lora_b)));
     }
     if let Some(head) = head {
         let outputs = head.bias.len();
         let shape = vec![outputs, head.weight.len() / outputs.max(1)];
-        tensors.push((format!("{PREFIX}{HEAD}.weight"), shape, files::f32_bytes(&head.weight)));
-        tensors.push((format!("{PREFIX}{HEAD}.bias"), vec![outputs], files::f32_bytes(&head.bias)));
+        tensors.push((format!("{PREFIX}{head_name}.weight"), shape, files::f32_bytes(&head.weight)));
+        tensors.push((format!("{PREFIX}{head_name}.bias"), vec![outputs], files::f32_bytes(&head.bias)));
     }
     let path = folder.join(TENSORS);
     let views = tensors
@@ -189,7 +192,10 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
     let mut tensors: BTreeMap<String, TensorView<'_>> =
         file.iter().map(|(name, view)| (name.to_owned(), view)).collect();
     let mut take = |name: &str, expected: [Option<usize>; 2]| -> Result<Option<(Vec<usize>, Vec<f32>)>> {
-        let Some(view) = tensors.remove(&format!("{PREFIX}{name}")) else { return Ok(None) };
+        // A model that was adapted without a head has no name of its body before its modules.
+        let keys = [Some(name), modules::without_body(name)].into_iter().flatten();
+        let view = keys.map(|name| format!("{PREFIX}{name}")).find_map(|key| tensors.remove(&key));
+        let Some(view) = view else { return Ok(None) };
         let found = view.shape().to_vec();
         let wanted: Vec<Option<usize>> = expected.into_iter().take(found.len().max(1)).collect();
         let fits =
@@ -202,24 +208,31 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
     };
 
     let mut sites = Vec::new();
-    for (index, (name, weight)) in (0u16..).zip(network.sites()) {
-        let (out_features, in_features) = (weight.shape().rows as usize, weight.shape().cols as usize);
+    for module in modules::modules(network) {
+        let (name, inner, out) = (&module.name, module.in_features, module.out_features);
         let (name_a, name_b) = (format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight"));
-        let Some((dims, lora_a)) = take(&name_a, [None, Some(in_features)])? else { continue };
+        let Some((dims, lora_a)) = take(&name_a, [None, Some(inner)])? else { continue };
         let rank = dims[0];
-        let Some((_, lora_b)) = take(&name_b, [Some(out_features), Some(rank)])? else {
+        let Some((_, lora_b)) = take(&name_b, [Some(out), Some(rank)])? else {
             return Err(Error::field(&path, "tensors", format!("{PREFIX}{name_b} beside {name_a}"), "none"));
         };
-        let alpha = config.alpha_of(name);
-        let scaling = config.scaling(rank, alpha);
-        let site =
-            BoundSite { index, name: name.to_owned(), in_features, out_features, rank, alpha, scaling };
-        sites.push(SiteFactors { site, lora_a, lora_b });
+        let (alpha, shape) = (config.alpha_of(name), [inner, out]);
+        let factors = ModuleFactors { name: name.clone(), rank, alpha, shape, lora_a, lora_b };
+        sites.extend(factors.sites(&module, &config));
     }
-    let head = match take(&format!("{HEAD}.weight"), [None, Some(features_width(network)?)])? {
+    let heads = [Some(HEAD), modules::head(network)].into_iter().flatten();
+    let width = features_width(network)?;
+    let mut head = None;
+    for name in heads {
+        if let Some((dims, weight)) = take(&format!("{name}.weight"), [None, Some(width)])? {
+            head = Some((name, dims, weight));
+            break;
+        }
+    }
+    let head = match head {
         None => None,
-        Some((dims, weight)) => {
-            let bias = take(&format!("{HEAD}.bias"), [Some(dims[0]), None])?;
+        Some((name, dims, weight)) => {
+            let bias = take(&format!("{name}.bias"), [Some(dims[0]), None])?;
             let bias = bias.map_or_else(|| vec![0.0; dims[0]], |(_, bias)| bias);
             let numbered = || (0..dims[0]).map(|class| class.to_string()).collect();
             let labels =
@@ -250,7 +263,6 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
         ("peft_type", peft.peft_type == "LORA", "\"LORA\"", format!("{:?}", peft.peft_type)),
         ("use_dora", !peft.use_dora, "false", peft.use_dora.to_string()),
         ("bias", peft.bias == "none", "\"none\"", format!("{:?}", peft.bias)),
-        ("fan_in_fan_out", !peft.fan_in_fan_out, "false", peft.fan_in_fan_out.to_string()),
         ("r", peft.r > 0, "1 or more", peft.r.to_string()),
         ("lora_alpha", peft.lora_alpha > 0.0, "a number above 0", peft.lora_alpha.to_string()),
     ] {

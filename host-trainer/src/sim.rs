@@ -351,15 +351,14 @@ enum Measured {
     Outputs(Vec<f32>),
 }
 
-/// The negative log-likelihood of the tokens of a text after the first.
 /// The negative log-likelihood of `tokens` but the first one and `given` ones behind it.
-fn text_nats(engine: &mut Engine<'_>, tokens: &[u16], given: usize) -> Result<f64> {
+fn text_nats<T: Copy + Into<u32>>(engine: &mut Engine<'_>, tokens: &[T], given: usize) -> Result<f64> {
     let Some((_, targets @ [_, ..])) = tokens.split_first() else { return Ok(0.0) };
     let mut nats = 0.0;
     // The last token is only ever a target.
     engine.run_tokens_each(&tokens[..targets.len()], |at, logits| {
         if at >= given {
-            nats += negative_log_likelihood(logits, usize::from(targets[at]));
+            nats += negative_log_likelihood(logits, targets[at].into() as usize);
         }
     })?;
     Ok(nats)

@@ -23,7 +23,8 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Build {
-    /// The model: a file, or a folder with exactly one (llama2.c .bin with its tokenizer, KWT .safetensors)
+    /// The model: a Hugging Face folder (config.json), or a file or a folder with exactly one (llama2.c .bin with its tokenizer, KWT
+    /// .safetensors)
     #[arg(long)]
     from: PathBuf,
     /// The core whose weight layout to use; adapters fit every layout

@@ -157,6 +157,9 @@ impl From<crate::Error> for Failure {
             E::Runtime(error) => error.into(),
             E::Train(error) => error.into(),
             E::Trust(error) => error.into(),
+            E::NoTokenizer { .. } => Self::new(BAD_INPUT, error).hint(
+                "a base of a Hugging Face model takes ids: `sim --text` splits texts for it with --tokenizer",
+            ),
             E::Op(_) | E::Random(_) | E::Optim(_) | E::Tensor(_) => Self::new(FAILURE, error),
             _ => Self::new(BAD_INPUT, error),
         }

@@ -14,6 +14,7 @@ use super::features::{Features, Source};
 use crate::Error;
 use crate::base::Image;
 use crate::client::mode_name;
+use crate::data::encoder::TextEncoder;
 use crate::sim::{Generated, Input, Sampling, Simulator, run as run_input};
 
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,9 @@ pub(super) struct Args {
     /// A text to run the network over
     #[arg(long)]
     text: Option<String>,
+    /// What splits the text for a base without a tokenizer: tokenizer.json of its model, or the folder of it
+    #[arg(long, value_name = "PATH", requires = "text")]
+    tokenizer: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
     /// How to print the result
@@ -112,7 +116,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     if let Some(prompt) = &args.prompt {
         return generate(&simulator, &setup, prompt, args, console);
     }
-    let tokens = args.text.as_deref().map(|text| simulator.encode(text)).transpose()?;
+    let tokens =
+        args.text.as_deref().map(|text| encode(&simulator, text, args.tokenizer.as_deref())).transpose()?;
     let features = args.source.read()?;
     if let Some((features, path)) = features.as_ref().zip(args.source.features.as_ref()) {
         check_shape(features, &simulator).map_err(|failure| failure.at(path))?;
@@ -125,6 +130,22 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let values = simulator.session(|engine| Ok(run_input(engine, input)?.to_vec()))?;
     let answered = Answered { setup, answer: Answer::new(values, labels(&simulator)?) };
     console.print(args.format, &answered, |answered| answered.answer.text())
+}
+
+/// The ids of a text, split by the base's tokenizer or by one that is named.
+fn encode(simulator: &Simulator, text: &str, tokenizer: Option<&Path>) -> Outcome<Vec<u16>> {
+    let Some(path) = tokenizer else { return Ok(simulator.encode(text)?) };
+    let base = simulator.base()?;
+    let texts = TextEncoder::of(&base, Path::new(""), Some(path), None)?;
+    let ids = texts.map_or(Ok(Vec::new()), |texts| texts.sequence(text, None))?;
+    let id = |id: u32| {
+        u16::try_from(id).map_err(|_| {
+            let error =
+                anyhow::anyhow!("ids of {text:?}: expected ids below 65536, as devices take, found {id}");
+            Failure::new(BAD_INPUT, error)
+        })
+    };
+    ids.into_iter().map(id).collect()
 }
 
 /// Refuses features whose stated rows are not as wide as the base reads them.

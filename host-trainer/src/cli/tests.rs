@@ -3,6 +3,7 @@
 mod bundle;
 mod device;
 mod files;
+mod hub;
 mod keys;
 mod report;
 mod run;

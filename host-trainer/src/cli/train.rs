@@ -101,7 +101,7 @@ fn finish(
     let exported = export(adapter, network, trainer.config().sequence, |file| digest(image, file))?;
     let (file_path, peft_path) = (out.join(format!("{}.rpa", adapter.task)), out.join(PEFT));
     exported.write(&file_path).map_err(failed)?;
-    peft::write(adapter, &network.name, &peft_path).map_err(failed)?;
+    peft::write(adapter, network, &peft_path).map_err(failed)?;
 
     let test = &trainer.data().test;
     let Metric { name, value: adapter_float, examples } =

@@ -5,6 +5,7 @@
 pub mod arrays;
 #[cfg(test)]
 mod carry;
+pub mod encoder;
 pub mod records;
 pub mod signal;
 #[cfg(test)]

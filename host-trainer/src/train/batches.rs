@@ -10,7 +10,7 @@ use crate::rng::Rng;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sequence {
     /// Token ids.
-    Tokens(Vec<u16>),
+    Tokens(Vec<u32>),
     /// Feature rows `[rows, width]`, row-major.
     Features(Vec<f32>),
 }
@@ -72,11 +72,11 @@ impl Targets {
         for ((index, example), length) in (1..).zip(&examples).zip(&lengths) {
             match &example.sequence {
                 Sequence::Tokens(tokens) => {
-                    ids.extend(tokens[..*length].iter().map(|id| u32::from(*id)));
+                    ids.extend(&tokens[..*length]);
                     ids.resize(index * rows, 0);
                     if let Target::Next { given, .. } = example.target {
                         let start = targets.len();
-                        targets.extend(tokens[1..].iter().map(|id| u32::from(*id)));
+                        targets.extend(&tokens[1..]);
                         weights.resize((start + given).min(targets.len()), 0.0);
                         weights.resize(targets.len(), 1.0);
                         targets.resize(index * rows, 0);
@@ -168,7 +168,7 @@ pub(crate) fn split_by_length(
 mod tests {
     use super::*;
 
-    fn text(ids: &[u16]) -> Example {
+    fn text(ids: &[u32]) -> Example {
         Example {
             sequence: Sequence::Tokens(ids.to_vec()),
             target: Target::Next { given: 0, characters: ids.len().saturating_sub(1) },

@@ -108,6 +108,9 @@ pub struct TrainConfig {
     /// Tokens of an example, with the one that starts a sequence; longer ones are cut. `None` refuses what the base cannot
     /// take.
     pub max_length: Option<usize>,
+    /// `tokenizer.json` of a base without a tokenizer of its own, or the folder of it; `None` looks into the folder that the base
+    /// is imported from.
+    pub tokenizer: Option<PathBuf>,
     /// What a task head reads of the feature rows.
     pub pooling: Pooling,
     /// LoRA.
@@ -161,6 +164,7 @@ impl Default for TrainConfig {
             split_seed: 0,
             packing: false,
             max_length: None,
+            tokenizer: None,
             pooling: Pooling::Mean,
             lora: LoraConfig::default(),
             batch_size: 32,
@@ -225,7 +229,8 @@ impl TrainConfig {
             }
             (key.set)(&mut config, value).ok_or_else(|| bad_value(key, describe(value)))?;
         }
-        for path in [&mut config.base, &mut config.data].into_iter().chain(&mut config.test_data) {
+        let optional = [&mut config.test_data, &mut config.tokenizer].into_iter().flatten();
+        for path in [&mut config.base, &mut config.data].into_iter().chain(optional) {
             if !path.as_os_str().is_empty() {
                 *path = folder.join(&*path);
             }

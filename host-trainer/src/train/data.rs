@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::batches::{Example, Sequence, Target};
 use super::{DatasetKind, TrainConfig, TrainError};
 use crate::data::arrays::{self, Arrays};
+use crate::data::encoder::TextEncoder;
 use crate::data::{Classes, Labelled, Split, signal, text};
 use crate::executor::Model;
 use crate::features::{Mfcc, mfcc};
@@ -35,7 +36,8 @@ pub struct TaskData {
 }
 
 impl TaskData {
-    /// Reads a task's data set as `base` takes it: texts as the device's tokenizer splits them (names letter by letter),
+    /// Reads a task's data set as `base` takes it: texts as the device's tokenizer splits them (names letter by letter), or that of
+    /// the Hugging Face model that the base was imported from,
     /// recordings as cepstral coefficients, feature arrays as they are.
     ///
     /// # Errors
@@ -46,21 +48,28 @@ impl TaskData {
             let found = format!("{}, which does not", base.manifest().name);
             TrainError::Base { expected: expected.into(), found }
         };
-        let tokenizer = base.tokenizer();
+        let reads_text = base.vocab_size() > 0;
         match config.dataset {
-            DatasetKind::Jsonl | DatasetKind::Csv | DatasetKind::Text => {
-                let tokenizer = tokenizer.ok_or_else(|| wrong("a base that reads text"))?;
-                texts::load(config, base, &tokenizer)
+            DatasetKind::Features | DatasetKind::Speakers if reads_text => {
+                Err(wrong("a base that reads features").into())
             }
-            DatasetKind::Features if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
             DatasetKind::Features => features(config),
-            DatasetKind::Names => {
-                names(&config.data, &tokenizer.ok_or_else(|| wrong("a base that reads text"))?)
-            }
-            DatasetKind::Intents if tokenizer.is_none() => Err(wrong("a base that reads text").into()),
-            DatasetKind::Intents => intents(&config.data, base, config.max_length),
-            DatasetKind::Speakers if tokenizer.is_some() => Err(wrong("a base that reads features").into()),
             DatasetKind::Speakers => speakers(&config.data),
+            _ if !reads_text => Err(wrong("a base that reads text").into()),
+            DatasetKind::Names => names(
+                &config.data,
+                &base.tokenizer().ok_or_else(|| wrong("a base with a tokenizer of its own"))?,
+            ),
+            DatasetKind::Jsonl | DatasetKind::Csv | DatasetKind::Text | DatasetKind::Intents => {
+                let tokenizer = config.tokenizer.as_deref();
+                let texts = TextEncoder::of(base, &config.base, tokenizer, config.max_length)?.ok_or_else(|| {
+                    wrong("a base with a tokenizer, its own or `tokenizer` in the task's file (tokenizer.json of its model)")
+                })?;
+                match config.dataset {
+                    DatasetKind::Intents => intents(&config.data, &texts, config.max_length),
+                    _ => texts::load(config, &texts),
+                }
+            }
         }
     }
 
@@ -89,7 +98,7 @@ impl TaskData {
             }
         }
         self.labels.iter().for_each(|label| hash.update(format!("{label}\n")));
-        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hash.finalize().iter().take(8).fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
     /// Checks that the examples fit a network and the kind of task.
@@ -159,11 +168,10 @@ fn names(path: &Path, tokenizer: &Tokenizer<'_>) -> Result<TaskData> {
     Ok(TaskData { train: examples(train), test: examples(test), labels: Vec::new(), width: 0 })
 }
 
-fn intents(folder: &Path, base: &Base<'_>, max_length: Option<usize>) -> Result<TaskData> {
+fn intents(folder: &Path, texts: &TextEncoder<'_>, max_length: Option<usize>) -> Result<TaskData> {
     let Classes { labels, split } = text::intents(folder)?;
     let example = |Labelled { input, label }: &Labelled<String>| {
-        let mut ids = text::encode(base, input)?;
-        ids.truncate(max_length.unwrap_or(usize::MAX));
+        let ids = texts.sequence(input, max_length)?;
         Ok(Example { sequence: Sequence::Tokens(ids), target: Target::Class(*label) })
     };
     let examples = |requests: &[Labelled<String>]| requests.par_iter().map(example).collect::<Result<_>>();
@@ -213,20 +221,20 @@ fn speakers(folder: &Path) -> Result<TaskData> {
 /// Splits a text into its letters: one id each, between the id that starts a sequence and the same id again, which ends a
 /// text. Merged pieces would have the network learn many spellings of each name.
 struct Letters {
-    of_byte: Vec<u16>,
-    bos: u16,
+    of_byte: Vec<u32>,
+    bos: u32,
 }
 
 impl Letters {
     fn new(tokenizer: &Tokenizer<'_>) -> Self {
         let info = tokenizer.info();
-        let mut of_byte: Vec<u16> = (0..256).map(|byte| info.byte_base + byte).collect();
+        let mut of_byte: Vec<u32> = (0..256).map(|byte| u32::from(info.byte_base) + byte).collect();
         for id in tokenizer.searchable() {
             if let [byte] = tokenizer.piece(*id) {
-                of_byte[usize::from(*byte)] = *id;
+                of_byte[usize::from(*byte)] = (*id).into();
             }
         }
-        Self { of_byte, bos: info.bos }
+        Self { of_byte, bos: info.bos.into() }
     }
 
     fn example(&self, text: &str) -> Example {

@@ -1,6 +1,6 @@
 """Makes the folders beside this file: small random models as transformers writes them, and what transformers computes.
 
-Versions that made them: torch 2.15.0, transformers 5.24.0, tokenizers 0.23.3, safetensors 0.8.0, Python 3.
+Versions that made them: torch 2.15.0, transformers 5.24.0, peft 0.21.2, tokenizers 0.23.3, safetensors 0.8.0, Python 3.
 
     python make.py [NAME ...]
 
@@ -11,15 +11,23 @@ config.json and model.safetensors (or shards) from save_pretrained, and golden.s
 * logits.N   the model's logits for it, float32 [rows, outputs], or [1, outputs] where a sequence is classified
 * features.N what a task head reads, float32 [rows, width] or [1, width]
 
+Some have an adapter of PEFT, all of it random, in the folder peft, and logits with it in peft/golden.safetensors.
+
+bert, gpt2 and llama also have a tokenizer.json, trained on four sentences, and tokens.json: ids of some texts with and without special
+tokens, as the tokenizers library gives them.
+
 Sequences of encoders run padded and masked in one batch, as classifiers do.
 """
 
+import json
 import pathlib
 import sys
 
+import peft
 import torch
 import transformers
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 HERE = pathlib.Path(__file__).parent
 LENGTHS = [11, 5, 1]
@@ -61,8 +69,22 @@ def write(name, model, golden, **saving):
     print(f"{name}: {size} bytes")
 
 
+def adapt(name, model, seed, targets, **options):
+    """Puts a random adapter on the model, in place, and writes it."""
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, **options)
+    model = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter_name, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    model.eval()
+    model.save_pretrained(HERE / name / "peft")
+    (HERE / name / "peft" / "README.md").unlink(missing_ok=True)
+    return model
+
+
 @torch.no_grad()
-def decoder(name, model, seed, dtype=torch.float32, **saving):
+def decoder(name, model, seed, dtype=torch.float32, targets=None, **saving):
     model = randomize(model, seed)
     for parameter in model.parameters():
         # What the file holds, computed in float32; angles are never rounded.
@@ -74,10 +96,15 @@ def decoder(name, model, seed, dtype=torch.float32, **saving):
         golden[f"logits.{n}"] = output.logits[0].contiguous()
         golden[f"features.{n}"] = output.hidden_states[-1][0].contiguous()
     write(name, model.to(dtype), golden, **saving)
+    if targets:
+        model = adapt(name, model, seed + 100, targets)
+        rows = sequences(model.config.vocab_size, seed + 1)
+        golden = {f"logits.{n}": model(ids[None]).logits[0].contiguous() for n, ids in enumerate(rows)}
+        save_file(golden, HERE / name / "peft" / "golden.safetensors")
 
 
 @torch.no_grad()
-def encoder(name, model, seed, features, first=0):
+def encoder(name, model, seed, features, first=0, targets=None):
     """`features` gives what a task head reads from the model and its last hidden state."""
     model = randomize(model, seed)
     padding = model.config.pad_token_id
@@ -92,6 +119,25 @@ def encoder(name, model, seed, features, first=0):
         golden[f"logits.{n}"] = output.logits[n : n + 1].contiguous()
         golden[f"features.{n}"] = read[n : n + 1].contiguous()
     write(name, model, golden)
+    if targets:
+        model = adapt(name, model, seed + 100, targets, modules_to_save=["classifier"])
+        logits = model(ids, attention_mask=mask).logits
+        golden = {f"logits.{n}": logits[n : n + 1].contiguous() for n in range(len(rows))}
+        save_file(golden, HERE / name / "peft" / "golden.safetensors")
+
+
+CORPUS = ["the cat sat on the mat, it's 42 cats", "that's the hat of a sad cat", "a cat ate the hat on the mat", "it sat"]
+TEXTS = ["the cat's hat sat on a mat", "it's 42", "  that sad cat  ate", "a cat"]
+
+
+def tokenizer(name, tokenizer, trainer, processor):
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processor(tokenizer)
+    folder = HERE / name
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    encode = lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids
+    lines = [{"text": text, "whole": encode(text, True), "plain": encode(text, False)} for text in TEXTS]
+    (folder / "tokens.json").write_text(json.dumps(lines, indent=1) + "\n")
 
 
 def llama():
@@ -102,7 +148,11 @@ def llama():
         rope_parameters={"rope_type": "llama3", "rope_theta": 50.0, "factor": 8.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
     )
-    decoder("llama", transformers.LlamaForCausalLM(config), 1)
+    decoder("llama", transformers.LlamaForCausalLM(config), 1, targets=["q_proj", "k_proj", "v_proj", "down_proj"])
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trainer = trainers.BpeTrainer(vocab_size=67, special_tokens=["<unk>", "<s>", "</s>"])
+    tokenizer("llama", bpe, trainer, lambda _: processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]))
 
 
 def llama_tied():
@@ -135,8 +185,14 @@ def qwen2():
 
 
 def gpt2():
-    config = transformers.GPT2Config(vocab_size=61, n_positions=32, n_embd=20, n_layer=2, n_head=4, n_inner=52)
-    decoder("gpt2", transformers.GPT2LMHeadModel(config), 9)
+    config = transformers.GPT2Config(
+        vocab_size=61, n_positions=32, n_embd=20, n_layer=2, n_head=4, n_inner=52, bos_token_id=0, eos_token_id=0,
+    )
+    decoder("gpt2", transformers.GPT2LMHeadModel(config), 9, targets=["c_attn", "c_proj"])
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=61, special_tokens=["<|endoftext|>"])
+    tokenizer("gpt2", bpe, trainer, lambda _: processors.ByteLevel(trim_offsets=False))
 
 
 def bert():
@@ -145,7 +201,16 @@ def bert():
         max_position_embeddings=26, num_labels=3, id2label={0: "calm", 1: "loud", 2: "odd"},
     )
     model = transformers.BertForSequenceClassification(config)
-    encoder("bert", model, 11, lambda model, hidden: model.bert.pooler(hidden))
+    encoder("bert", model, 11, lambda model, hidden: model.bert.pooler(hidden),
+            targets=["query", "value", "intermediate.dense"])
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=59, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    special = lambda trained: [(word, trained.token_to_id(word)) for word in ["[CLS]", "[SEP]"]]
+    tokenizer("bert", pieces, trainer,
+              lambda trained: processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=special(trained)))
 
 
 def roberta():

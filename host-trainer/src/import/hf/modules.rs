@@ -1,4 +1,134 @@
-//! Where the sites of a network and the modules of `transformers` differ: rows in another order.
+//! Where the sites of a network and the modules of `transformers` differ: rows in another order, and several sites in one
+//! module. Names alone tell: no file keeps more of a model than the names of its sites.
+//!
+//! A network of another origin has a module for each site, of the same name and order.
+
+use std::collections::BTreeMap;
+
+use rankpatch_format::graph::{Op, ValueId};
+use rankpatch_format::write::Network;
+
+/// The modules that are cut into sites, by the end of their names, and the names of the parts.
+const FUSED: (&str, [&str; 3]) = ("attn.c_attn", ["q", "k", "v"]);
+/// Ends of names of modules whose rows are in another order.
+const ROTATED: [&str; 2] = ["self_attn.q_proj", "self_attn.k_proj"];
+/// What the body of a model is called in a model with a head, and the head that `transformers` puts on it for classes.
+const BODIES: [(&str, &str); 5] = [
+    ("model", "score"),
+    ("transformer", "score"),
+    ("bert", "classifier"),
+    ("roberta", "classifier.out_proj"),
+    ("deberta", "classifier"),
+];
+
+/// A module that PEFT knows, with the sites in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Module {
+    /// Path of the module, without PEFT's prefix.
+    pub(crate) name: String,
+    /// in_features.
+    pub(crate) in_features: usize,
+    /// out_features: those of all parts.
+    pub(crate) out_features: usize,
+    /// Its sites, one as a rule.
+    pub(crate) sites: Vec<Part>,
+}
+
+/// A site in a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Index of the site.
+    pub(crate) site: u16,
+    /// The site's name.
+    pub(crate) name: String,
+    /// The module's row that is the site's first.
+    pub(crate) first_row: usize,
+    /// out_features of the site.
+    pub(crate) rows: usize,
+    /// Row i of the site is row `order[i]` of its part of the module; empty if rows are in one order.
+    order: Vec<usize>,
+}
+
+impl Part {
+    /// The rows of a module's `[out_features, cols]` that are the site's, in the site's order.
+    pub(crate) fn take(&self, module: &[f32], cols: usize) -> Vec<f32> {
+        let rows = &module[self.first_row * cols..(self.first_row + self.rows) * cols];
+        if self.order.is_empty() { rows.to_vec() } else { gather_rows(rows, cols, &self.order) }
+    }
+
+    /// The site's rows in the module's order.
+    pub(crate) fn give(&self, site: &[f32], cols: usize) -> Vec<f32> {
+        if self.order.is_empty() {
+            return site.to_vec();
+        }
+        let mut back = vec![0.0; site.len()];
+        for (row, to) in site.chunks_exact(cols.max(1)).zip(&self.order) {
+            back[to * cols..(to + 1) * cols].copy_from_slice(row);
+        }
+        back
+    }
+}
+
+/// The module that a site is a part of, and which part; `None` for a site that is a whole module.
+pub(crate) fn fused(site: &str) -> Option<(&str, usize)> {
+    let (module, part) = site.rsplit_once('.')?;
+    let part = FUSED.1.iter().position(|name| *name == part)?;
+    module.ends_with(FUSED.0).then_some((module, part))
+}
+
+/// A name without that of the body: what a module is called in a model that was loaded without head. `None` if it has none.
+pub(crate) fn without_body(name: &str) -> Option<&str> {
+    let (body, rest) = name.split_once('.')?;
+    BODIES.iter().any(|(known, _)| *known == body).then_some(rest)
+}
+
+/// The module of a task's head in a model of `transformers` for classes; `None` for a network of another origin.
+pub(crate) fn head(network: &Network) -> Option<&'static str> {
+    let body = network.site_names.first()?.split_once('.')?.0;
+    let known = BODIES.iter().find(|(known, _)| *known == body);
+    known.map(|(_, head)| *head)
+}
+
+/// Whether the layers of a network are `Conv1D`, whose weights lie the other way round: PEFT's `fan_in_fan_out`.
+pub(crate) fn fan_in_fan_out(network: &Network) -> bool {
+    network.site_names.iter().any(|name| fused(name).is_some())
+}
+
+/// The modules of a network, in the order of their first sites.
+pub(crate) fn modules(network: &Network) -> Vec<Module> {
+    let heads: BTreeMap<ValueId, usize> = network
+        .ops
+        .iter()
+        .filter_map(|op| match *op {
+            Op::Rope { input, inv_freq } => {
+                let tensor = network.tensors.get(usize::from(inv_freq))?;
+                Some((input, 2 * tensor.shape().cols as usize))
+            }
+            _ => None,
+        })
+        .collect();
+    let values =
+        (0..).zip(&network.ops).filter(|(_, op)| matches!(op, Op::Linear { .. })).map(|(value, _)| value);
+    let mut modules: Vec<Module> = Vec::new();
+    for ((site, (name, weight)), value) in (0..).zip(network.sites()).zip(values) {
+        let shape = weight.shape();
+        let (rows, in_features) = (shape.rows as usize, shape.cols as usize);
+        let rotated = ROTATED.iter().any(|end| name.ends_with(end));
+        let head_size = heads.get(&value).filter(|_| rotated);
+        let order = head_size.map_or_else(Vec::new, |head_size| rotary_order(rows, *head_size));
+        let (module, part) = fused(name).unwrap_or((name, 0));
+        let mut part_of = Part { site, name: name.into(), first_row: 0, rows, order };
+        if let Some(last) = modules.last_mut().filter(|last| part > 0 && last.name == module) {
+            part_of.first_row = last.out_features;
+            last.out_features += rows;
+            last.sites.push(part_of);
+        } else {
+            let (name, sites) = (module.into(), vec![part_of]);
+            modules.push(Module { name, in_features, out_features: rows, sites });
+        }
+    }
+    modules
+}
 
 /// For each row in the order of the `Rope` operator, whose pairs are (2i, 2i + 1), the row in that of `transformers`, whose pairs are
 /// (i, i + `head_size` / 2).

@@ -56,6 +56,7 @@ pub(super) const KEYS: &[Key] = &[
     key("split_seed", "data_seed", COUNT, |c, v| count(v).map(|n| c.split_seed = n)),
     key("packing", "", "true or false", |c, v| v.as_bool().map(|yes| c.packing = yes)),
     key("max_length", "max_seq_length", POSITIVE, |c, v| positive(v).map(|n| c.max_length = Some(n))),
+    key("tokenizer", "", "a path", |c, v| path(v).map(|path| c.tokenizer = Some(path))),
     key("pooling", "", "\"mean\" or \"last\"", |c, v| {
         c.pooling = match v.as_str()? {
             "mean" => Pooling::Mean,

@@ -2,19 +2,18 @@
 
 use std::path::Path;
 
-use rankpatch_format::base::Base;
-use rankpatch_format::tokenizer::Tokenizer;
 use rayon::prelude::*;
 
 use super::super::batches::{Example, Sequence, Target};
 use super::super::{DatasetKind, TrainConfig, TrainError};
 use super::TaskData;
 use crate::Result;
+use crate::data::encoder::{Learned, TextEncoder};
 use crate::data::records::{self, Record};
-use crate::data::{Classes, Labelled, Split, text};
+use crate::data::{Classes, Labelled, Split};
 
 /// Reads the records, sets a part apart, and encodes them.
-pub(super) fn load(config: &TrainConfig, base: &Base<'_>, tokenizer: &Tokenizer<'_>) -> Result<TaskData> {
+pub(super) fn load(config: &TrainConfig, texts: &TextEncoder<'_>) -> Result<TaskData> {
     let read = |path: &Path| match config.dataset {
         DatasetKind::Jsonl => records::json_lines(path),
         DatasetKind::Csv => records::csv(path),
@@ -25,7 +24,7 @@ pub(super) fn load(config: &TrainConfig, base: &Base<'_>, tokenizer: &Tokenizer<
         Some(path) => Split { train: records, test: read(path)? },
         None => Split::seeded(records, config.test_fraction, config.split_seed, Record::label),
     };
-    let encoder = Encoder { base, tokenizer, max_length: config.max_length };
+    let encoder = Encoder { texts, max_length: config.max_length };
     if split.train.iter().chain(&split.test).any(|record| record.label().is_some()) {
         if config.packing {
             let (expected, found) =
@@ -58,8 +57,7 @@ fn classes(config: &TrainConfig, split: &Split<Record>, encoder: &Encoder<'_, '_
     };
     let Classes { labels, split } = Classes::new(&config.data, named(&split.train), named(&split.test))?;
     let example = |Labelled { input, label }: &Labelled<String>| {
-        let mut ids = text::encode(encoder.base, input)?;
-        ids.truncate(encoder.max_length.unwrap_or(usize::MAX));
+        let ids = encoder.texts.sequence(input, encoder.max_length)?;
         Ok(Example { sequence: Sequence::Tokens(ids), target: Target::Class(*label) })
     };
     let examples = |part: &[Labelled<String>]| part.par_iter().map(example).collect::<Result<_>>();
@@ -68,38 +66,25 @@ fn classes(config: &TrainConfig, split: &Split<Record>, encoder: &Encoder<'_, '_
 
 #[derive(Clone, Copy)]
 struct Encoder<'b, 'i> {
-    base: &'b Base<'i>,
-    tokenizer: &'b Tokenizer<'i>,
+    texts: &'b TextEncoder<'i>,
     max_length: Option<usize>,
 }
 
 impl Encoder<'_, '_> {
-    /// A text between the id that starts a sequence and the same id again, which ends it; a completion behind its prompt, each
-    /// encoded on its own, as the device encodes a prompt.
+    /// A text between the id that starts a sequence and the one that ends it; a completion behind its prompt.
     fn example(&self, record: &Record) -> Result<Example> {
-        let bos = self.tokenizer.info().bos;
         let (prompt, learned) = match record {
             Record::Completion { prompt, completion } => (prompt.as_str(), completion),
             Record::Text(text) | Record::Labelled { text, .. } => ("", text),
         };
-        let mut ids = text::encode(self.base, prompt)?;
-        let given = ids.len() - 1;
-        ids.extend_from_slice(&text::encode(self.base, learned)?[1..]);
-        ids.push(bos);
-        let mut characters = learned.chars().count() + 1;
-        if let Some(length) = self.max_length.filter(|length| *length < ids.len()) {
-            ids.truncate(length);
-            let kept: Vec<u8> =
-                ids.iter().skip(1 + given).flat_map(|id| self.tokenizer.piece(*id)).copied().collect();
-            let space = usize::from(self.tokenizer.info().prefix_space && kept.first() == Some(&b' '));
-            // Bytes that continue a character are 10xx_xxxx.
-            characters = kept.iter().filter(|byte| **byte & 0xC0 != 0x80).count() - space;
-            if ids.len() < 2 + given || characters == 0 {
-                let expected = format!("something to learn within max_length = {length}");
-                let found = format!("a prompt of {given} tokens before {learned:?}");
-                return Err(TrainError::Data { expected, found }.into());
-            }
-        }
+        let Some(Learned { ids, given, characters }) =
+            self.texts.learned(prompt, learned, self.max_length)?
+        else {
+            let length = self.max_length.unwrap_or(usize::MAX);
+            let expected = format!("something to learn within max_length = {length}");
+            let found = format!("the prompt {prompt:?} before {learned:?}");
+            return Err(TrainError::Data { expected, found }.into());
+        };
         Ok(Example { sequence: Sequence::Tokens(ids), target: Target::Next { given, characters } })
     }
 }
@@ -111,7 +96,7 @@ fn windows(examples: Vec<Example>, length: usize) -> Result<Vec<Example>> {
         let (expected, found) = ("max_length of at least 2, for packing".into(), length.to_string());
         return Err(TrainError::Data { expected, found }.into());
     }
-    let mut stream: Vec<u16> = Vec::new();
+    let mut stream: Vec<u32> = Vec::new();
     for example in examples {
         if matches!(example.target, Target::Next { given: 1.., .. }) {
             let (expected, found) = ("texts without prompts, for packing".into(), "a prompt".into());
@@ -140,7 +125,7 @@ mod tests {
 
     #[test]
     fn windows_cover_the_stream_and_share_one_token() {
-        let text = |ids: &[u16]| Example {
+        let text = |ids: &[u32]| Example {
             sequence: Sequence::Tokens(ids.to_vec()),
             target: Target::Next { given: 0, characters: ids.len() - 1 },
         };

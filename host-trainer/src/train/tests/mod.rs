@@ -2,6 +2,7 @@
 
 mod config;
 mod export;
+mod hub;
 mod many;
 mod peft;
 mod run;

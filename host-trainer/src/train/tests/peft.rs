@@ -31,14 +31,14 @@ fn a_folder_comes_back_as_it_went_out() {
         [("text", adapter(ranks, texts())), ("classes", adapter(class_config(), classes()))]
     {
         let path = folder.path().join(name);
-        peft::write(&original, "tiny", &path).unwrap();
+        peft::write(&original, &network(), &path).unwrap();
         let read = peft::read(&path, &network()).unwrap();
         assert_eq!(read.sites, original.sites, "sites, ranks, scalings and every bit of the factors");
         assert_eq!(read.head, original.head);
         assert_eq!((read.task, read.base_id), (original.task.clone(), original.base_id));
         // The same adapter gives the same files.
         let again = folder.path().join("again");
-        peft::write(&original, "tiny", &again).unwrap();
+        peft::write(&original, &network(), &again).unwrap();
         for file in ["adapter_config.json", "adapter_model.safetensors", "rankpatch.json"] {
             assert_eq!(fs::read(path.join(file)).unwrap(), fs::read(again.join(file)).unwrap(), "{file}");
         }
@@ -65,7 +65,7 @@ fn a_folder_without_our_extra_file_is_read_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mood");
     let original = adapter(class_config(), classes());
-    peft::write(&original, "tiny", &path).unwrap();
+    peft::write(&original, &network(), &path).unwrap();
     fs::remove_file(path.join("rankpatch.json")).unwrap();
     let read = peft::read(&path, &network()).unwrap();
     assert_eq!(read.sites, original.sites);
@@ -77,7 +77,7 @@ fn a_folder_without_our_extra_file_is_read_too() {
 fn what_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    peft::write(&adapter(config(), texts()), "tiny", path).unwrap();
+    peft::write(&adapter(config(), texts()), &network(), path).unwrap();
     let refusal = || peft::read(path, &network()).map(|_| ()).unwrap_err().to_string();
 
     let config_path = path.join("adapter_config.json");
@@ -115,7 +115,7 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn the_adapter_of_another_base_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    peft::write(&adapter(config(), texts()), "tiny", folder.path()).unwrap();
+    peft::write(&adapter(config(), texts()), &network(), folder.path()).unwrap();
     let mut other = network();
     other.max_rows += 1;
     let error = peft::read(folder.path(), &other).unwrap_err().to_string();

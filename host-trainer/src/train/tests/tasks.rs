@@ -46,9 +46,10 @@ fn names_are_spelt_and_end() {
     let tokenizer = base.tokenizer().unwrap();
     for example in data.test.iter().take(50) {
         let Sequence::Tokens(ids) = &example.sequence else { panic!("names are tokens") };
-        let bos = tokenizer.info().bos;
+        let bos = u32::from(tokenizer.info().bos);
         assert_eq!((ids[0], ids[ids.len() - 1]), (bos, bos));
-        let letters: Vec<&[u8]> = ids[1..ids.len() - 1].iter().map(|id| tokenizer.piece(*id)).collect();
+        let letters: Vec<&[u8]> =
+            ids[1..ids.len() - 1].iter().map(|id| tokenizer.piece(*id as u16)).collect();
         assert!(
             letters.iter().all(|letter| letter.len() == 1 && letter[0].is_ascii_lowercase()),
             "{letters:?}"

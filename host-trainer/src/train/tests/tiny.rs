@@ -74,11 +74,11 @@ pub(super) fn network() -> Network {
 pub(super) fn texts() -> TaskData {
     let mut rng = Rng::new(6, "texts");
     let mut text = || {
-        let (first, len) = (rng.below(VOCAB.into()) as u16, 2 + rng.below(8) as u16);
-        let ids = (0..len).map(|i| (first + 3 * i) % VOCAB).collect();
+        let (first, len) = (rng.below(VOCAB.into()) as u32, 2 + rng.below(8) as u32);
+        let ids = (0..len).map(|i| (first + 3 * i) % u32::from(VOCAB)).collect();
         Example {
             sequence: Sequence::Tokens(ids),
-            target: Target::Next { given: 0, characters: usize::from(len) - 1 },
+            target: Target::Next { given: 0, characters: len as usize - 1 },
         }
     };
     let train = (0..60).map(|_| text()).collect();
@@ -90,7 +90,7 @@ pub(super) fn texts() -> TaskData {
 pub(super) fn classes() -> TaskData {
     let mut rng = Rng::new(7, "classes");
     let mut example = || {
-        let ids: Vec<u16> = (0..3 + rng.below(5)).map(|_| rng.below(VOCAB.into()) as u16).collect();
+        let ids: Vec<u32> = (0..3 + rng.below(5)).map(|_| rng.below(VOCAB.into()) as u32).collect();
         let class = usize::from(ids.iter().filter(|id| **id > 5).count() * 2 > ids.len());
         Example { sequence: Sequence::Tokens(ids), target: Target::Class(class) }
     };

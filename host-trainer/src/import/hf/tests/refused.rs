@@ -18,7 +18,9 @@ impl Copy {
         let copy = Self(tempfile::tempdir().unwrap());
         for file in fs::read_dir(carried("hf-golden").join(family)).unwrap() {
             let file = file.unwrap().path();
-            fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+            if file.is_file() {
+                fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+            }
         }
         copy
     }
