@@ -607,7 +607,7 @@ fn missing(value: usize) -> Error {
 }
 
 /// The numbers of a tensor, row-major.
-fn dequantize(tensor: &write::Tensor) -> Cow<'_, [f32]> {
+pub(crate) fn dequantize(tensor: &write::Tensor) -> Cow<'_, [f32]> {
     match tensor {
         write::Tensor::Floats { data, .. } | write::Tensor::Matrix { data, .. } => Cow::Borrowed(data),
         write::Tensor::Codes { cols, codes, scales, .. } => {

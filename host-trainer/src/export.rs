@@ -107,6 +107,44 @@ pub fn quantize(adapter: &FloatAdapter, network: &Network, sequence: u32) -> Res
     })
 }
 
+/// The float factors in the clothes of codes: a file that the device's code runs with hardly any rounding of the factors, to
+/// measure what rounding costs. Nothing else is different; the codes of a task head are those of [`quantize`].
+///
+/// With a', b' for what the codes of a site stand for, lora_b lora_a = b' a' + (b - b') a' + b' (a - a') + a product of two
+/// rounding errors, which is left out. Each of the three terms has codes of its own, so the rank is three times that of the
+/// adapter; a device may have no room for it.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn hardly_rounded(adapter: &FloatAdapter, network: &Network) -> Result<Vec<u8>> {
+    let mut data = quantize(adapter, network, 0)?;
+    for (patch, factors) in data.patches.iter_mut().zip(&adapter.sites) {
+        let SiteFactors { site, lora_a, lora_b } = factors;
+        let (rank, inner, out) = (site.rank, site.in_features, site.out_features);
+        let (scales, scaling) = (site_scales(network, site)?, site.scaling as f32);
+        let codes = |a: &[f32], b: &[f32]| {
+            quant::quantize_lora(a, b, rank, inner, out, scales, scaling)
+                .map_err(|source| Error::Quant { tensor: site.name.clone(), source })
+        };
+        let rounded = codes(lora_a, lora_b)?;
+        let (a, b) = rounded.dequantize(scales, scaling);
+        let left = |values: &[f32], rounded: &[f32]| -> Vec<f32> {
+            values.iter().zip(rounded).map(|(value, rounded)| value - rounded).collect()
+        };
+        let terms = [rounded, codes(&a, &left(lora_b, &b))?, codes(&left(lora_a, &a), &b)?];
+        *patch = PatchData {
+            site: site.index,
+            scales: terms.iter().flat_map(|term| term.c.iter().copied()).collect(),
+            lora_a: terms.iter().flat_map(|term| term.a.iter().copied()).collect(),
+            lora_b: (0..out)
+                .flat_map(|row| terms.iter().flat_map(move |term| &term.b[row * rank..][..rank]))
+                .copied()
+                .collect(),
+        };
+    }
+    Ok(data.write()?)
+}
+
 /// The float adapter that an adapter file stands for: its product of factors is that of the codes, and the scaling is
 /// alpha / rank again.
 ///

@@ -20,15 +20,20 @@ pub const ALL_LINEAR: &str = "all-linear";
 /// The name of the task head in `modules_to_save` and in PEFT files.
 pub const HEAD: &str = "head";
 
-/// How lora_a starts; lora_b starts at zero.
+/// How the factors start. The first step sees the base as it is, whichever way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InitLora {
-    /// Uniform in +-1/sqrt(in_features), PEFT's `true`: Kaiming's with a = sqrt(5).
+    /// lora_a uniform in +-1/sqrt(in_features), PEFT's `true`: Kaiming's with a = sqrt(5). lora_b zero.
     #[default]
     Kaiming,
-    /// Normal with standard deviation 1/rank, PEFT's `"gaussian"`.
+    /// lora_a normal with standard deviation 1/rank, PEFT's `"gaussian"`. lora_b zero.
     Gaussian,
+    /// Both at the base weight's greatest singular values, PEFT's `"pissa"`, and trained beside what is left of the weight.
+    ///
+    /// The base in flash stays whole, so the update is what the factors have moved by: scaling * (lora_b lora_a - their
+    /// start), an update of twice the rank.
+    Pissa,
 }
 
 /// LoRA configuration.
@@ -135,8 +140,9 @@ impl LoraConfig {
                 continue;
             }
             let rank = self.rank_of(site.name);
-            if rank == 0 || rank > MAX_RANK as usize {
-                return Err(TrainError::Rank { site: site.name.to_owned(), max: MAX_RANK, found: rank });
+            let max = if self.init_lora_weights == InitLora::Pissa { MAX_RANK / 2 } else { MAX_RANK };
+            if rank == 0 || rank > max as usize {
+                return Err(TrainError::Rank { site: site.name.to_owned(), max, found: rank });
             }
             let alpha = self.alpha_of(site.name);
             bound.push(BoundSite {

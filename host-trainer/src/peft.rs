@@ -135,7 +135,8 @@ pub fn write(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Result
         bias: none(),
         fan_in_fan_out: modules::fan_in_fan_out(network),
         init_lora_weights: match config.init_lora_weights {
-            InitLora::Kaiming => yes(),
+            // The factors of a run that started with `pissa` are those of a plain update.
+            InitLora::Kaiming | InitLora::Pissa => yes(),
             InitLora::Gaussian => "gaussian".into(),
         },
     };

@@ -1,11 +1,11 @@
 //! `rankpatch train`: from a task's file to an adapter on disk, measured with the device's own code.
 
+mod measure;
 mod plan;
 
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::adapter::Adapter;
-use rankpatch_format::link::Mode;
 
 use super::console::{Console, Format, fields, grouped};
 use super::exit::{FAILURE, Failure, Outcome};
@@ -16,8 +16,8 @@ use crate::export::export;
 use crate::lora::FloatAdapter;
 use crate::peft;
 use crate::report::{AfterTraining, History, Metrics, REPORT, Summary, sites, write_report};
-use crate::sim::Simulator;
-use crate::train::{Metric, RunLog, TaskData, TrainConfig, TrainError, Trainer, evaluate_float};
+use crate::train::{RunLog, TaskData, TrainConfig, TrainError, Trainer};
+use measure::{check_room, measure};
 use plan::Plan;
 
 /// File of a run that can go on, in the output folder.
@@ -58,6 +58,10 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let data = TaskData::load(&config, &base.image.base()?)?;
     let sequence = config.sequence;
     let mut trainer = Trainer::new(config, &base.network, data)?;
+    // Trimmed ranks are never above what a matrix can have, for which there always is room.
+    if trainer.config().explained_variance.is_none() {
+        check_room(&trainer.adapter()?, &base)?;
+    }
     if args.dry_run {
         let plan = Plan::new(&trainer, &base, sequence)?;
         return console.print(args.format, &plan, Plan::text);
@@ -103,15 +107,11 @@ fn finish(
     exported.write(&file_path).map_err(failed)?;
     peft::write(adapter, network, &peft_path).map_err(failed)?;
 
+    let unquantized = trainer.unquantized()?.map(|before| (trainer.first_quantized_step(), before));
     let test = &trainer.data().test;
-    let Metric { name, value: adapter_float, examples } =
-        evaluate_float(trainer.model(), Some(adapter), test)?;
-    let plain = Simulator::new(image.clone())?;
-    let alone = if adapter.head.is_none() { Some(plain.evaluate(test)?.value) } else { None };
-    let after_training = None;
-    let patched = plain.with_adapter(exported.file.clone(), Mode::Streamed)?;
-    let adapter_device = patched.evaluate(test)?.value;
-    let payload_bytes = patched.adapter()?.as_ref().map_or(0, Adapter::payload_bytes);
+    let metric = measure(trainer.model(), adapter, unquantized, &exported.file, base, test)?;
+    let base_image = image.base()?;
+    let payload_bytes = Adapter::new(&exported.file, &base_image)?.payload_bytes();
     let summary = Summary {
         task: adapter.task.clone(),
         base: network.name.clone(),
@@ -124,7 +124,7 @@ fn finish(
         payload_bytes,
         adapter_file_bytes: exported.file.len(),
         self_test_digest: format!("{:#018x}", exported.data.self_test.digest),
-        metric: Metrics { name, examples, base: alone, after_training, adapter_float, adapter_device },
+        metric,
         training_seconds: history.seconds,
         adapter: file_path,
         peft: peft_path,
@@ -137,7 +137,7 @@ fn finish(
 }
 
 fn text(summary: &Summary) -> String {
-    let Metrics { name, examples, base, after_training, adapter_float, adapter_device } = &summary.metric;
+    let Metrics { name, examples, base, after_training, adapter_float, adapter_device, .. } = &summary.metric;
     let base = base.map_or("-".into(), |value| format!("{value:.4}"));
     let rank = match summary.ranks() {
         (low, high) if low < high => format!("ranks {low} to {high}"),
@@ -162,7 +162,7 @@ fn text(summary: &Summary) -> String {
             ),
         ),
     ];
-    if let Some(AfterTraining { step, float, device }) = after_training {
+    if let Some(AfterTraining { step, float, device, .. }) = after_training {
         lines.push((
             "after training",
             format!("step {step}: in float {float:.4}, rounded for the device {device:.4}"),

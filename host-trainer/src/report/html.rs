@@ -97,40 +97,44 @@ fn head(summary: &Summary) -> String {
 /// Float factors, codes made after training, and trained codes.
 fn rounding(metric: &Metrics) -> String {
     let shown = |value: f64| shown(metric.name, value);
-    let row = |what: &str, float: Option<f64>, device: f64| {
-        let cost = float.map_or_else(|| "-".into(), |float| change(metric.name, float, device));
-        let float = float.map_or_else(|| "-".into(), shown);
-        format!(
-            "<tr><td class=\"word\">{what}</td><td>{float}</td><td>{}</td><td>{cost}</td></tr>\n",
-            shown(device)
-        )
+    let cell = |value: Option<f64>| format!("<td>{}</td>", value.map_or_else(|| "-".into(), shown));
+    let row = |what: &str, float: Option<f64>, float_device: Option<f64>, device: f64| {
+        let from = float_device.or(float);
+        let cost = from.map_or_else(|| "-".into(), |from| change(metric.name, from, device));
+        let cells = [cell(float), cell(float_device), cell(Some(device))].concat();
+        format!("<tr><td class=\"word\">{what}</td>{cells}<td>{cost}</td></tr>\n")
     };
     let mut rows = String::new();
     if let Some(base) = metric.base {
-        rows += &row("Base alone", None, base);
+        rows += &row("Base alone", None, None, base);
     }
+    let Metrics { adapter_float, adapter_float_device, adapter_device, .. } = *metric;
     let note = match metric.after_training {
         None => {
             let what = "Trained in float, rounded after training";
-            rows += &row(what, Some(metric.adapter_float), metric.adapter_device);
+            rows += &row(what, Some(adapter_float), adapter_float_device, adapter_device);
             "The run had no quantization-aware part: its codes were made after training.".to_owned()
         }
         Some(after) => {
             let what = format!("Trained in float up to step {}, rounded after training", grouped(after.step));
-            rows += &row(&what, Some(after.float), after.device);
-            rows += &row("Trained codes: the file", Some(metric.adapter_float), metric.adapter_device);
+            rows += &row(&what, Some(after.float), after.float_device, after.device);
+            rows +=
+                &row("Trained codes: the file", Some(adapter_float), adapter_float_device, adapter_device);
             let better = if metric.name.higher_is_better() { "higher" } else { "lower" };
             format!(
                 "The quantization-aware part took the device from {} to {} ({better} is better); it has also had more steps. \
                  Rounding the final float factors gives the trained codes themselves.",
                 shown(after.device),
-                shown(metric.adapter_device)
+                shown(adapter_device)
             )
         }
     };
     format!(
-        "<h2>What rounding costs</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Factors</th><th>In float</th>\
-         <th>On the device</th><th>Difference</th></tr>\n{rows}</table></div>\n<p>{note}</p>\n"
+        "<h2>What rounding costs</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Factors</th><th>In the trainer</th>\
+         <th>Device, hardly rounded</th><th>Device, as codes</th><th>Cost</th></tr>\n{rows}</table></div>\n<p>{note}</p>\n\
+         <p>The trainer runs all of the network in float. The other columns are the device's own code: with factors of three times \
+         the codes, which lose next to nothing, and with codes as a file holds them. Their difference is what rounding the factors \
+         costs.</p>\n"
     )
 }
 

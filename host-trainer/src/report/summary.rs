@@ -50,10 +50,10 @@ pub struct Summary {
 
 /// The task's metric, each measured on the test set.
 ///
-/// What rounding costs is the distance from `float` to `device`: in `after_training` of factors that knew nothing of it, in
-/// `adapter_float` and `adapter_device` of factors that were trained as codes. The distance between the two `device`
-/// values is what the quantization-aware part bought; it has also had more steps. Rounding the final float factors gives
-/// the trained codes themselves, so there is no fourth value.
+/// What rounding the factors costs is the distance from `float_device` to `device`, both with the device's code: in
+/// `after_training` of factors that knew nothing of it, in `adapter_float_device` and `adapter_device` of factors that were
+/// trained as codes. The distance between the two `device` values is what the quantization-aware part bought; it has also had
+/// more steps. Rounding the final float factors gives the trained codes themselves, so there is no fourth kind of factors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// What is measured.
@@ -68,6 +68,8 @@ pub struct Metrics {
     /// Float factors, in the trainer.
     #[serde(deserialize_with = "number_or_nan")]
     pub adapter_float: f64,
+    /// Float factors, hardly rounded, with the device's code; `None` where the device has no room for three times the rank.
+    pub adapter_float_device: Option<f64>,
     /// The file, streamed, with the device's code.
     #[serde(deserialize_with = "number_or_nan")]
     pub adapter_device: f64,
@@ -81,6 +83,8 @@ pub struct AfterTraining {
     /// The float factors, in the trainer.
     #[serde(deserialize_with = "number_or_nan")]
     pub float: f64,
+    /// The float factors, hardly rounded, with the device's code; `None` where there is no room for them.
+    pub float_device: Option<f64>,
     /// The codes that they are rounded to, with the device's code.
     #[serde(deserialize_with = "number_or_nan")]
     pub device: f64,

@@ -38,8 +38,14 @@ fn summary(name: &str) -> Summary {
             name: MetricName::BitsPerCharacter,
             examples: 1000,
             base: Some(3.5),
-            after_training: Some(AfterTraining { step: 48, float: 1.25, device: 1.3125 }),
+            after_training: Some(AfterTraining {
+                step: 48,
+                float: 1.25,
+                float_device: Some(1.2525),
+                device: 1.3125,
+            }),
             adapter_float: 1.2,
+            adapter_float_device: Some(1.205),
             adapter_device: 1.21,
         },
         training_seconds: 71.0,
@@ -81,8 +87,8 @@ fn a_page_says_what_a_run_made() {
         "<h1>names</h1>",
         "<b>1.2100</b><span>Bits per character on the device, base alone 3.5000",
         "411\u{a0}B",
-        "<td>1.2500</td><td>1.3125</td><td>+0.0625</td>",
-        "<td>1.2000</td><td>1.2100</td><td>+0.0100</td>",
+        "<td>1.2500</td><td>1.2525</td><td>1.3125</td><td>+0.0600</td>",
+        "<td>1.2000</td><td>1.2050</td><td>1.2100</td><td>+0.0050</td>",
         "took the device from 1.3125 to 1.2100 (lower is better)",
         "<td class=\"word\">names.2</td><td>9 x 12</td><td>3</td><td>2.5</td><td>63</td><td>3.50 %",
         "<td class=\"word\">lora.rank</td><td class=\"word\">8</td>",
@@ -132,13 +138,14 @@ fn a_run_without_evaluations_or_a_quantization_aware_part_has_a_page() {
         base: None,
         after_training: None,
         adapter_float: 0.925,
+        adapter_float_device: None,
         adapter_device: 0.9,
         ..summary.metric
     };
     summary.per_site.iter_mut().for_each(|site| site.singular_values = vec![0.0]);
     let history = History { steps: history().steps[..1].to_vec(), ..History::default() };
     let page = page(&summary, &history, &config("short")).unwrap();
-    assert!(page.contains("<td>92.50 %</td><td>90.00 %</td><td>-2.50 points</td>"));
+    assert!(page.contains("<td>92.50 %</td><td>-</td><td>90.00 %</td><td>-2.50 points</td>"));
     assert!(
         page.contains("its codes were made after training")
             && !page.contains("quantization-aware part</span>")

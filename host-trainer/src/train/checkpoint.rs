@@ -11,6 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::TrainConfig;
+use super::learner::Values;
 use super::stopping::Best;
 use crate::optim::{AdamWState, Moments};
 use crate::{Error, Result, files};
@@ -31,9 +32,11 @@ struct Header {
     /// With early stopping: the best result.
     #[serde(default)]
     best: Option<Best>,
+    /// Whether the ranks are trimmed.
+    trimmed: bool,
 }
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A run at the end of a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,12 +47,15 @@ pub(crate) struct Checkpoint {
     pub(crate) data: String,
     /// Steps taken.
     pub(crate) step: u64,
-    /// Shape and row-major values of the trained tensors.
-    pub(crate) values: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    /// The trained tensors.
+    pub(crate) values: Values,
     pub(crate) state: AdamWState,
     pub(crate) best: Option<Best>,
     /// The trained tensors at the best result.
     pub(crate) best_values: BTreeMap<String, Vec<f32>>,
+    /// The trained tensors before the quantization-aware part.
+    pub(crate) unquantized: Values,
+    pub(crate) trimmed: bool,
 }
 
 impl Checkpoint {
@@ -62,12 +68,15 @@ impl Checkpoint {
             config: self.config.clone(),
             data: self.data.clone(),
             best: self.best,
+            trimmed: self.trimmed,
         };
         let header =
             serde_json::to_string(&header).map_err(|error| Error::field(path, "header", "JSON", error))?;
         let mut tensors = Vec::new();
-        for (name, (dims, values)) in &self.values {
-            tensors.push((format!("value/{name}"), dims.clone(), files::f32_bytes(values)));
+        for (group, values) in [("value", &self.values), ("unquantized", &self.unquantized)] {
+            for (name, (dims, values)) in values {
+                tensors.push((format!("{group}/{name}"), dims.clone(), files::f32_bytes(values)));
+            }
         }
         for (name, moments) in &self.state.moments {
             for (part, values) in [("m", &moments.m), ("v", &moments.v)] {
@@ -101,7 +110,7 @@ impl Checkpoint {
             return Err(Error::field(path, "version", VERSION, header.version));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(no_safetensors)?;
-        let mut values = BTreeMap::new();
+        let (mut values, mut unquantized) = (Values::new(), Values::new());
         let mut best_values = BTreeMap::new();
         let mut moments: BTreeMap<String, Moments> = BTreeMap::new();
         for (name, view) in file.iter() {
@@ -109,6 +118,9 @@ impl Checkpoint {
             match name.split_once('/') {
                 Some(("value", name)) => {
                     values.insert(name.to_owned(), (view.shape().to_vec(), numbers));
+                }
+                Some(("unquantized", name)) => {
+                    unquantized.insert(name.to_owned(), (view.shape().to_vec(), numbers));
                 }
                 Some(("best", name)) => {
                     best_values.insert(name.to_owned(), numbers);
@@ -122,15 +134,15 @@ impl Checkpoint {
                     return Err(Error::field(
                         path,
                         "tensor name",
-                        "value/, best/, m/ or v/ and a name",
+                        "value/, unquantized/, best/, m/ or v/ and a name",
                         name,
                     ));
                 }
             }
         }
         let state = AdamWState { step: header.optimizer_step, moments };
-        let Header { config, base_id, step, data, best, .. } = header;
-        Ok(Self { config, base_id, data, step, values, state, best, best_values })
+        let Header { config, base_id, step, data, best, trimmed, .. } = header;
+        Ok(Self { config, base_id, data, step, values, state, best, best_values, unquantized, trimmed })
     }
 
     /// Checks that this is a checkpoint of the run that `config` describes, on this base and these data.

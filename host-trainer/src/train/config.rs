@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::TrainError;
-use crate::lora::{HEAD, LoraConfig};
+use crate::lora::{HEAD, InitLora, LoraConfig};
 use crate::optim::AdamWConfig;
 use crate::schedule::{Decay, Schedule};
 use crate::{Error, Result};
@@ -145,6 +145,9 @@ pub struct TrainConfig {
     pub save_steps: u64,
     /// Fraction of the run, at its end, that trains on fake-quantized factors.
     pub quantization_aware: f64,
+    /// Before the quantization-aware part, trims the rank of each site to what keeps this fraction of the squared singular
+    /// values of its update. `None` keeps the ranks.
+    pub explained_variance: Option<f64>,
     /// Where to train.
     pub device: DeviceKind,
     /// Sequence number of the adapter file.
@@ -182,6 +185,7 @@ impl Default for TrainConfig {
             early_stopping_patience: 0,
             save_steps: 0,
             quantization_aware: 0.2,
+            explained_variance: None,
             device: DeviceKind::Auto,
             sequence: 1,
         }
@@ -265,6 +269,10 @@ impl TrainConfig {
         }
         if config.packing && config.dataset.classifies() == Some(true) {
             return Err(conflict("packing", "false (classes belong to whole examples)", "true".into()));
+        }
+        if config.lora.init_lora_weights == InitLora::Pissa && config.lora.dropout > 0.0 {
+            let expected = "0 with init_lora_weights = \"pissa\" (it would drop parts of the base)";
+            return Err(conflict("dropout", expected, config.lora.dropout.to_string()));
         }
         if config.packing && config.max_length.is_none() {
             return Err(conflict("packing", "max_length, the size of a window, with it", "none".into()));

@@ -3,6 +3,8 @@
 //! It draws the batch of a step and learns from gradients; how a batch runs over the base, alone or with those of other
 //! tasks, it does not know.
 
+mod parts;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,6 +26,9 @@ use crate::optim::{AdamW, Param};
 use crate::rng::Rng;
 use crate::schedule::Schedule;
 use crate::{Error, Result, quant};
+use parts::{Start, principal_start, running};
+
+pub(crate) use parts::Values;
 
 /// Rows that running one part of a batch on its own costs beyond its own rows, see [`split_by_length`].
 const PART_OVERHEAD: usize = 48;
@@ -67,6 +72,12 @@ pub struct Learner {
     step: u64,
     /// First step that is quantization-aware.
     quantized_from: u64,
+    /// The trained tensors before that step; empty as long as there are none.
+    unquantized: Values,
+    /// Whether ranks have been trimmed.
+    trimmed: bool,
+    /// By site; empty unless the factors start at the base's principal directions.
+    starts: BTreeMap<u16, Start>,
 }
 
 /// What one step did.
@@ -81,9 +92,6 @@ pub struct StepOutcome {
     /// Rows of input, padding not counted.
     pub rows: usize,
 }
-
-/// The values of tensors by name.
-type Values = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// The batch of a step, and the gradients that were found for it so far.
 pub(super) struct Drawn {
@@ -160,17 +168,25 @@ impl Learner {
         }
         data.check(model, classifies)?;
 
-        let mut params = BTreeMap::new();
+        let (mut params, mut starts) = (BTreeMap::new(), BTreeMap::new());
         for site in &sites {
             let (lora_a, lora_b) = factor_names(&site.name);
             let mut rng = Rng::new(config.seed, &format!("init/{}", site.name));
             let count = site.rank * site.in_features;
             let values = match config.lora.init_lora_weights {
-                InitLora::Kaiming => rng.kaiming_uniform(site.in_features, count),
+                InitLora::Kaiming | InitLora::Pissa => rng.kaiming_uniform(site.in_features, count),
                 InitLora::Gaussian => (0..count).map(|_| rng.normal() / site.rank as f32).collect(),
             };
+            let zeros = vec![0.0; site.out_features * site.rank];
+            let (values, zeros) = if config.lora.init_lora_weights == InitLora::Pissa {
+                let start = principal_start(network, site, &values)?;
+                starts.insert(site.index, start.clone());
+                start
+            } else {
+                (values, zeros)
+            };
             let a = Var::from_vec(values, (site.rank, site.in_features), device)?;
-            let b = Var::zeros((site.out_features, site.rank), DType::F32, device)?;
+            let b = Var::from_vec(zeros, (site.out_features, site.rank), device)?;
             params.insert(lora_a, Param::new(a));
             params.insert(lora_b, Param { rate_factor: config.loraplus_lr_ratio, ..Param::new(b) });
         }
@@ -196,10 +212,13 @@ impl Learner {
             base_id: *id,
             device: device.clone(),
             step: 0,
+            unquantized: Values::new(),
+            trimmed: false,
+            starts,
             data_digest: data.digest(),
+            sites: sites.into_iter().map(|site| running(site, &config.lora)).collect(),
             config,
             data,
-            sites,
             pooling,
         })
     }
@@ -234,7 +253,7 @@ impl Learner {
         let mut grads = GradStore::default();
         for (name, param) in self.optimizer.params() {
             if let Some(grad) = drawn.grads.remove(name.as_str()) {
-                grads.insert(&param.var, grad);
+                grads.insert(&param.var, self.trained_part(name, grad)?);
             }
         }
         let learning_rate = self.schedule.rate(self.step);
@@ -328,9 +347,15 @@ impl Learner {
             let var = &self.variable(name)?;
             Ok(var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?)
         };
+        self.adapter_of(&values)
+    }
+
+    /// The adapter whose tensors have these values.
+    fn adapter_of(&self, values: &dyn Fn(&str) -> Result<Vec<f32>>) -> Result<FloatAdapter> {
         let sites = self.sites.iter().map(|site| {
             let (lora_a, lora_b) = factor_names(&site.name);
-            Ok(SiteFactors { site: site.clone(), lora_a: values(&lora_a)?, lora_b: values(&lora_b)? })
+            let (lora_a, lora_b) = (values(&lora_a)?, values(&lora_b)?);
+            Ok(self.beside_start(SiteFactors { site: site.clone(), lora_a, lora_b }))
         });
         let sites = sites.collect::<Result<Vec<_>>>()?;
         let head = if self.data.labels.is_empty() {
@@ -367,6 +392,8 @@ impl Learner {
             state: self.optimizer.state().clone(),
             best: self.patience.best,
             best_values: self.patience.values.clone(),
+            unquantized: self.unquantized.clone(),
+            trimmed: self.trimmed,
         }
         .write(path)
     }
@@ -374,10 +401,13 @@ impl Learner {
     /// Goes on from a checkpoint of the same configuration on the same base.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Field`] if the checkpoint is of another run. Nothing is changed then.
+    /// [`Error::Io`]; [`Error::Field`] if the checkpoint is of another run.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         let checkpoint = Checkpoint::read(path)?;
         checkpoint.check(path, &self.config, self.base_id, &self.data_digest)?;
+        if checkpoint.trimmed {
+            self.adopt_ranks(&checkpoint.values)?;
+        }
         let mut values = Vec::new();
         for (name, param) in self.optimizer.params() {
             let (dims, host) = checkpoint
@@ -394,7 +424,7 @@ impl Learner {
         for (param, values) in self.optimizer.params().values().zip(values) {
             param.var.set(&values)?;
         }
-        self.step = checkpoint.step;
+        (self.step, self.unquantized) = (checkpoint.step, checkpoint.unquantized);
         (self.patience.best, self.patience.values) = (checkpoint.best, checkpoint.best_values);
         // The first part of the run has watched already.
         self.watch = Watch::new(std::iter::empty());
@@ -411,22 +441,27 @@ impl Learner {
         let trained =
             || self.optimizer.params().iter().map(|(name, param)| (name.clone(), param.var.clone()));
         let mut variables: BTreeMap<String, Var> = trained().collect();
-        if self.step < self.quantized_from {
+        let quantized = self.step >= self.quantized_from;
+        if !quantized && self.starts.is_empty() {
             return Ok(variables);
         }
         let device = &self.device;
         let FloatAdapter { sites, head, .. } = self.adapter()?;
         for SiteFactors { site, lora_a, lora_b } in sites {
             let (rank, inner, out) = (site.rank, site.in_features, site.out_features);
-            let (row_scales, scaling) = (model.row_scales(site.index), site.scaling as f32);
-            let codes = quant::quantize_lora(&lora_a, &lora_b, rank, inner, out, row_scales, scaling)
-                .map_err(|source| Error::Quant { tensor: site.name.clone(), source })?;
-            let (a, b) = codes.dequantize(row_scales, scaling);
+            let (a, b) = if quantized {
+                let (row_scales, scaling) = (model.row_scales(site.index), site.scaling as f32);
+                let codes = quant::quantize_lora(&lora_a, &lora_b, rank, inner, out, row_scales, scaling)
+                    .map_err(|source| Error::Quant { tensor: site.name.clone(), source })?;
+                codes.dequantize(row_scales, scaling)
+            } else {
+                (lora_a, lora_b)
+            };
             let (name_a, name_b) = factor_names(&site.name);
             variables.insert(name_a, Var::from_vec(a, (rank, inner), device)?);
             variables.insert(name_b, Var::from_vec(b, (out, rank), device)?);
         }
-        if let Some(head) = head {
+        if let Some(head) = head.filter(|_| quantized) {
             let outputs = head.labels.len();
             let width = head.weight.len() / outputs;
             let codes = quant::quantize_head(&head.weight, outputs, width)

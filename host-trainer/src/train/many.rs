@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::TrainError;
 use super::learner::{Drawn, FrozenBase, Learner, StepOutcome};
 use super::pass::{self, Found, Member};
-use super::report::{Event, ManyReporter, Phase};
+use super::report::{Event, ManyReporter};
 use crate::Result;
 use crate::executor::Model;
 
@@ -130,10 +130,11 @@ impl ManyTrainer {
                     return ended;
                 }
                 for index in training {
-                    let learner = &self.tasks[index].learner;
-                    let step = learner.step();
-                    if step == learner.first_quantized_step() && step > 0 {
-                        reporter.event(index, &Event::PhaseChanged { step, phase: Phase::QuantizationAware });
+                    let task = &mut self.tasks[index];
+                    let begun = task.learner.begin_quantized(&mut |event| reporter.event(index, event));
+                    if let Err(error) = begun {
+                        task.state = State::Ended;
+                        ended.push((index, Err(error)));
                     }
                 }
                 for (index, outcome) in self.train_step() {
@@ -283,6 +284,7 @@ impl ManyTrainer {
         if let Some(best) = learner.keep_best()? {
             reporter.event(index, &Event::EarlyStopped { step, best_step: best.step, value: best.value });
         }
+        learner.trim_at_end(&self.base.model, &mut |event| reporter.event(index, event))?;
         let loss = task.recent.0 / f64::from(task.recent.1.max(1));
         let seconds = task.start.elapsed().as_secs_f64();
         reporter.event(index, &Event::Finished { steps: step, loss, seconds });

@@ -131,6 +131,14 @@ impl Trainer {
         self.learner().adapter()
     }
 
+    /// What training in float came to, see [`Learner::unquantized`].
+    ///
+    /// # Errors
+    /// If the device cannot be read.
+    pub fn unquantized(&self) -> Result<Option<FloatAdapter>> {
+        self.learner().unquantized()
+    }
+
     /// Writes a checkpoint, see [`Learner::save`].
     ///
     /// # Errors

@@ -97,6 +97,50 @@ fn checkpoint_of_step(fixture: &Fixture, step: u64) -> Vec<u8> {
 }
 
 #[test]
+fn ranks_are_told_before_and_after_training() {
+    let fixture = Fixture::new();
+    task(&fixture);
+    let pissa = "--rank 3 --alpha 5 --init-lora-weights pissa";
+    let plan = train(&fixture, &format!("--out @out {pissa} --dry-run")).json();
+    let summary = train(&fixture, &format!("--out @out {pissa}")).json();
+    for key in ["payload_bytes", "adapter_file_bytes", "trained"] {
+        assert_eq!(plan[key], summary[key], "{key}");
+    }
+    let ranks = |summary: &Value| -> Vec<u64> {
+        let sites = summary["per_site"].as_array().unwrap().iter();
+        sites.map(|site| site["rank"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(ranks(&summary), [6; 14], "twice the rank, since the base stays whole");
+    assert_eq!(plan["sites"][0]["rank"], 6);
+
+    let trimmed = train(&fixture, &format!("--out @out {pissa} --explained-variance 0.8")).json();
+    assert!(ranks(&trimmed).iter().all(|rank| *rank < 6), "{trimmed}");
+    assert!(trimmed["adapter_file_bytes"].as_u64() < summary["adapter_file_bytes"].as_u64());
+    let report = fixture.run("inspect @out/own.rpa --base @decoder.rpb --format json").json();
+    let written = report["sites"].as_array().unwrap().iter().map(|site| site["rank"].as_u64().unwrap());
+    assert_eq!(written.collect::<Vec<_>>(), ranks(&trimmed));
+    for site in trimmed["per_site"].as_array().unwrap() {
+        let values: Vec<f64> =
+            site["singular_values"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+        assert!(values.windows(2).all(|pair| pair[0] >= pair[1]) && site["norm_ratio"].as_f64() > Some(0.0));
+    }
+    let metric = &trimmed["metric"];
+    assert_eq!(metric["after_training"]["step"], 10);
+    for value in [
+        &metric["adapter_float_device"],
+        &metric["after_training"]["float_device"],
+        &metric["after_training"]["device"],
+    ] {
+        assert!(value.is_number(), "{metric}");
+    }
+
+    // The arena of this base has room for a rank of 16.
+    let refused = fixture.run("train @own.toml --out @wide --rank 12 --init-lora-weights pissa");
+    refused.fails(exit::BAD_INPUT, "rank");
+    assert!(!fixture.path("wide").exists(), "nothing was trained");
+}
+
+#[test]
 fn runs_are_compared_in_the_order_given() {
     let fixture = Fixture::new();
     task(&fixture);

@@ -86,14 +86,20 @@ pub(super) const KEYS: &[Key] = &[
         let _ = c;
         v.as_str().filter(|bias| *bias == "none").map(|_| ())
     }),
-    key("init_lora_weights", "init", "true (PEFT's kaiming), \"kaiming\" or \"gaussian\"", |c, v| {
-        c.lora.init_lora_weights = match (v.as_bool(), v.as_str()) {
-            (Some(true), _) | (_, Some("kaiming")) => InitLora::Kaiming,
-            (_, Some("gaussian")) => InitLora::Gaussian,
-            _ => return None,
-        };
-        Some(())
-    }),
+    key(
+        "init_lora_weights",
+        "init",
+        "true (PEFT's kaiming), \"kaiming\", \"gaussian\" or \"pissa\"",
+        |c, v| {
+            c.lora.init_lora_weights = match (v.as_bool(), v.as_str()) {
+                (Some(true), _) | (_, Some("kaiming")) => InitLora::Kaiming,
+                (_, Some("gaussian")) => InitLora::Gaussian,
+                (_, Some("pissa")) => InitLora::Pissa,
+                _ => return None,
+            };
+            Some(())
+        },
+    ),
     key("modules_to_save", "", "[\"head\"] or []", |c, v| {
         c.lora.modules_to_save = names(v).filter(|names| names.iter().all(|name| name == HEAD))?;
         Some(())
@@ -131,6 +137,10 @@ pub(super) const KEYS: &[Key] = &[
     key("early_stopping_patience", "", COUNT, |c, v| count(v).map(|n| c.early_stopping_patience = n)),
     key("save_steps", "", COUNT, |c, v| count(v).map(|n| c.save_steps = n)),
     key("quantization_aware", "", FRACTION, |c, v| fraction(v).map(|x| c.quantization_aware = x)),
+    key("explained_variance", "", "a number above 0, at most 1", |c, v| {
+        c.explained_variance = Some(fraction(v).filter(|part| *part > 0.0)?);
+        Some(())
+    }),
     key("device", "", "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"", |c, v| {
         c.device = v.as_str()?.parse::<DeviceKind>().ok()?;
         Some(())

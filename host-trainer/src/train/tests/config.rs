@@ -45,6 +45,12 @@ fn keys_that_contradict_each_other_are_refused() {
         let found = message(more, overrides);
         assert!(found.contains(expected), "expected {expected:?}, found {found:?}");
     };
+    refused(
+        "init = \"pissa\"\ndropout = 0.1\n",
+        &[],
+        "dropout: expected 0 with init_lora_weights = \"pissa\" (it would drop parts of the base), found 0.1",
+    );
+    refused("explained_variance = 0\n", &[], "explained_variance: expected a number above 0, at most 1");
     refused("packing = true\n", &[], "packing: expected max_length, the size of a window, with it");
     refused(
         "packing = true\nmax_length = 9\n",
@@ -62,7 +68,7 @@ fn keys_that_contradict_each_other_are_refused() {
         "test_fraction: expected a number above 0 and below 1, found float 1.0",
     );
     refused("bias = \"all\"\n", &[], "bias: expected \"none\" (an adapter file holds no biases)");
-    refused("init_lora_weights = \"pissa\"\n", &[], "init_lora_weights: expected true (PEFT's kaiming)");
+    refused("init_lora_weights = \"olora\"\n", &[], "init_lora_weights: expected true (PEFT's kaiming)");
     refused("optim = \"sgd\"\n", &[], "optim: expected \"adamw\"");
     refused("device = \"cuda:x\"\n", &[], "device: expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");
     refused("modules_to_save = [\"head\"]\n", &[], "modules_to_save: expected [] (the task has no head)");

@@ -6,9 +6,10 @@ use rankpatch_format::link::Mode;
 use rankpatch_format::write::AdapterData;
 
 use super::tiny::{class_config, classes, config, network, texts};
+use crate::Error;
 use crate::base::Image;
-use crate::export::{dequantize, export};
-use crate::lora::FloatAdapter;
+use crate::export::{dequantize, export, hardly_rounded};
+use crate::lora::{FloatAdapter, SiteFactors};
 use crate::quant;
 use crate::sim::Simulator;
 use crate::train::{Length, TaskData, TrainConfig, Trainer, evaluate_float};
@@ -36,6 +37,49 @@ fn the_device_measures_what_the_trainer_measured() {
         assert_eq!((streamed.name, streamed.examples), (float.name, float.examples));
         assert!((streamed.value - float.value).abs() <= bound * float.value, "{streamed:?} {float:?}");
     }
+}
+
+#[test]
+fn hardly_rounded_factors_are_the_float_ones_to_the_device() {
+    let (trainer, adapter, file, device) = exported(config(), texts(), 30);
+    let image = device.image().clone();
+    let base = image.base().unwrap();
+    // How far the updates of a file are from those of the float factors, all sites together.
+    let error = |file: &[u8]| {
+        let data = AdapterData::read(&Adapter::new(file, &base).unwrap(), &base);
+        let written = dequantize(&data, &network()).unwrap();
+        let square = |(float, written): (&SiteFactors, &SiteFactors)| -> f64 {
+            let (float, written) = (delta_weight(float), delta_weight(written));
+            float.iter().zip(written).map(|(float, written)| (float - written).powi(2)).sum()
+        };
+        adapter.sites.iter().zip(&written.sites).map(square).sum::<f64>().sqrt()
+    };
+    let fine = hardly_rounded(&adapter, &network()).unwrap();
+    assert!(error(&fine) < 0.03 * error(&file), "{} {}", error(&fine), error(&file));
+
+    let test = &trainer.data().test;
+    let found =
+        device.clone().without_adapter().with_adapter(fine, Mode::Streamed).unwrap().evaluate(test).unwrap();
+    let float = evaluate_float(trainer.model(), Some(&adapter), test).unwrap();
+    assert!((found.value / float.value - 1.0).abs() < 0.02, "{found:?} {float:?}");
+    let mut wide = adapter;
+    wide.sites[0].site.rank = 100;
+    wide.sites[0].lora_a = vec![0.1; 100 * wide.sites[0].site.in_features];
+    wide.sites[0].lora_b = vec![0.1; 100 * wide.sites[0].site.out_features];
+    let file = hardly_rounded(&wide, &network()).unwrap();
+    let refused = device.without_adapter().with_adapter(file, Mode::Streamed).map(|_| ()).unwrap_err();
+    assert!(matches!(refused, Error::Format(rankpatch_format::Error::RankOutOfRange { .. })), "{refused}");
+}
+
+/// scaling * lora_b lora_a, `[out_features, in_features]`.
+fn delta_weight(factors: &SiteFactors) -> Vec<f64> {
+    let SiteFactors { site, lora_a, lora_b } = factors;
+    let product = |o: usize, i: usize| -> f64 {
+        let terms = (0..site.rank)
+            .map(|j| f64::from(lora_b[o * site.rank + j]) * f64::from(lora_a[j * site.in_features + i]));
+        site.scaling * terms.sum::<f64>()
+    };
+    (0..site.out_features).flat_map(|o| (0..site.in_features).map(move |i| product(o, i))).collect()
 }
 
 #[test]

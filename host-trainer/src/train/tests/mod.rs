@@ -5,6 +5,8 @@ mod export;
 mod hub;
 mod many;
 mod peft;
+mod pissa;
 mod run;
 mod tasks;
 mod tiny;
+mod trimming;
