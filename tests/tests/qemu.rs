@@ -367,7 +367,7 @@ fn trials_end_and_are_logged() {
     let log = String::from_utf8(out).unwrap();
     let line = log.lines().find(|line| line.ends_with("nobody confirmed slot 1 in time"));
     let words = line.map(|line| line.split_whitespace().take(2).collect::<Vec<_>>());
-    let &[seconds, "info"] = &words.as_deref().unwrap_or_else(|| panic!("log: {log:?}"))[..] else {
+    let &[seconds, "info"] = words.as_deref().unwrap_or_else(|| panic!("log: {log:?}")) else {
         panic!("{line:?}");
     };
     assert!(seconds.parse::<f64>().unwrap() > 3.0, "{line:?}");

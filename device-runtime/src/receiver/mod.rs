@@ -14,8 +14,8 @@
 //! It works over any link: blocking, interrupt-driven or async, since it never waits; [`serve`] and [`serve_async`] are this loop
 //! over the traits of `embedded-io`. While it has a frame in hand it takes no
 //! more bytes, which then wait in the driver. One [`poll`](Receiver::poll) erases one page, writes at most [`STEP_BYTES`], or
-//! handles one message, so that a network can run between polls; only `Finish`, which reads, hashes and verifies a whole
-//! file, takes longer.
+//! handles one message, so that a network can run between polls. Two things take longer: `Finish`, which reads, hashes and
+//! verifies a whole file, and giving one up (`Abort`, `Remove`, a refused `Finish`), which erases its pages one after the other.
 //!
 //! Every request may come twice. All that outlives a reset is in the slots; nothing here has to.
 

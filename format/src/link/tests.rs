@@ -123,6 +123,8 @@ fn error_codes_are_numbers_with_names() {
         let sent = postcard::to_allocvec(&code).unwrap();
         assert_eq!(sent, [number], "what is sent is the number");
         let spec = include_str!("../../SPEC.md");
-        assert!(spec.contains(&std::format!("{number} {}", code.name())), "{code:?} is not in SPEC.md");
+        // An interpreter reads the text for minutes.
+        let named = cfg!(miri) || spec.contains(&std::format!("{number} {}", code.name()));
+        assert!(named, "{code:?} is not in SPEC.md");
     }
 }

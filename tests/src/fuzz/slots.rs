@@ -11,6 +11,8 @@ pub(super) const TARGET: Target = Target { name: "slots", run, seeds };
 
 const N_SLOTS: usize = 3;
 const SLOT: usize = 4 * PAGE;
+/// Bytes of the journal's snapshot: head, a counter for each slot, CRC-32.
+const SNAPSHOT: usize = 28 + 4 * N_SLOTS + 4;
 /// What is installed at the end.
 const FILE: [u8; 300] = [0x5A; 300];
 
@@ -23,11 +25,31 @@ fn run(data: &[u8]) {
     let Some((kind, content)) = data.split_first() else { return };
     let erased = if kind & 1 == 0 { 0xFF } else { 0x00 };
     match kind >> 1 & 3 {
-        0 => check::<1>(content, erased),
-        1 => check::<4>(content, erased),
-        2 => check::<8>(content, erased),
-        _ => check::<32>(content, erased),
+        0 => check_both::<1>(content, erased),
+        1 => check_both::<4>(content, erased),
+        2 => check_both::<8>(content, erased),
+        _ => check_both::<32>(content, erased),
     }
+}
+
+/// The content as it is, and once more with journal pages that are for this layout and have the right checksum, whatever else they
+/// say.
+fn check_both<const WORD: usize>(content: &[u8], erased: u8) {
+    check::<WORD>(content, erased);
+    let layout = layout(erased);
+    let capacity = layout.partition_bytes(PAGE);
+    let mut content = content.to_vec();
+    content.resize(capacity, erased);
+    for page in content[N_SLOTS * SLOT..].chunks_mut(PAGE) {
+        page[..4].copy_from_slice(b"RPJ1");
+        // No flash lives to see the last numbers.
+        page[7] &= 0x7F;
+        page[8..12].copy_from_slice(&[N_SLOTS as u8, layout.journal_pages as u8, erased, WORD as u8]);
+        page[12..16].copy_from_slice(&(SLOT as u32).to_le_bytes());
+        let (body, crc) = page[..SNAPSHOT].split_at_mut(SNAPSHOT - 4);
+        crc.copy_from_slice(&rankpatch_format::crc32(body).to_le_bytes());
+    }
+    check::<WORD>(&content, erased);
 }
 
 fn install<const WORD: usize>(slots: &mut Slots<Nor<WORD>>, slot: usize, file: &[u8], sequence: u32) {
