@@ -162,6 +162,17 @@ impl Network {
         Ok(shapes)
     }
 
+    /// Checks that devices run every operator of the network.
+    ///
+    /// # Errors
+    /// [`Error::HostOperator`] with the first one that they do not run.
+    pub fn check_operators(&self) -> Result<()> {
+        match host::first(&self.ops) {
+            Some((op, host)) => Err(Error::HostOperator { op, name: host.name() }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the network reads its sequence in pieces.
     pub fn streaming(&self) -> bool {
         self.ops.iter().all(Op::streams)
@@ -220,9 +231,7 @@ impl Network {
     /// [`Error::HostOperator`] if a device could not run the network.
     pub fn write(&self, layout: Layout, pass_rows: u32) -> Result<Vec<u8>> {
         let shapes = self.shapes()?;
-        if let Some((op, host)) = host::first(&self.ops) {
-            return Err(Error::HostOperator { op, name: host.name() });
-        }
+        self.check_operators()?;
         let pass_rows = if self.streaming() { pass_rows.clamp(1, self.max_rows) } else { self.max_rows };
         let (values, values_bytes) = plan(&self.ops, &shapes, pass_rows, &[self.output, self.features]);
         let values: Vec<u8> = values.iter().flat_map(|value| value.to_bytes()).collect();

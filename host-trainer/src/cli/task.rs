@@ -9,7 +9,7 @@ use rankpatch_format::layout::Layout;
 use rankpatch_format::write::{AdapterData, Network};
 
 use super::exit::{At as _, Outcome};
-use crate::base::Image;
+use crate::base::{Image, quantize};
 use crate::export::{dequantize, export};
 use crate::lora::FloatAdapter;
 use crate::sim::Simulator;
@@ -61,18 +61,49 @@ pub(super) struct LoadedBase {
     pub(super) image: Image,
 }
 
+/// A base that can be trained.
+pub(super) enum Trainable {
+    /// One that devices run.
+    Device(Box<LoadedBase>),
+    /// One with operators that only hosts run, quantized: there is no image.
+    Host(Box<Network>),
+}
+
+impl Trainable {
+    pub(super) fn network(&self) -> &Network {
+        match self {
+            Self::Device(base) => &base.network,
+            Self::Host(network) => network,
+        }
+    }
+}
+
 /// Loads a base image, or imports and quantizes a model.
-pub(super) fn load_base(path: &Path) -> Outcome<LoadedBase> {
+pub(super) fn load_trainable(path: &Path) -> Outcome<Trainable> {
     let is_image = path.extension().is_some_and(|extension| extension == "rpb");
     let image = if is_image {
         Image::read(path)?
     } else {
-        // The layout of the host; adapters do not depend on it.
         let network = import::load(path)?;
+        if network.check_operators().is_err() {
+            return Ok(Trainable::Host(Box::new(quantize(&network).at(path)?)));
+        }
+        // The layout of the host; adapters do not depend on it.
         Image::build(&network, Layout::RowMajor, 16).at(path)?
     };
     let network = Network::read(&image.base().at(path)?);
-    Ok(LoadedBase { network, image })
+    Ok(Trainable::Device(Box::new(LoadedBase { network, image })))
+}
+
+/// The same for what needs the device's code.
+pub(super) fn load_base(path: &Path) -> Outcome<LoadedBase> {
+    match load_trainable(path)? {
+        Trainable::Device(base) => Ok(*base),
+        Trainable::Host(network) => match network.check_operators() {
+            Err(error) => Err(Error::from(error)).at(path),
+            Ok(()) => unreachable!("a network with other operators has an image"),
+        },
+    }
 }
 
 /// An adapter in float and as a file.

@@ -1,5 +1,6 @@
 //! `rankpatch train`: from a task's file to an adapter on disk, measured with the device's own code.
 
+mod host;
 mod measure;
 mod plan;
 
@@ -11,7 +12,7 @@ use super::console::{Console, Format, fields, grouped};
 use super::exit::{FAILURE, Failure, Outcome};
 use super::interrupt;
 use super::progress::{Progress, Shown};
-use super::task::{LoadedBase, Overrides, digest, load_base};
+use super::task::{LoadedBase, Overrides, Trainable, digest, load_trainable};
 use crate::export::export;
 use crate::lora::FloatAdapter;
 use crate::peft;
@@ -54,13 +55,16 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let config = TrainConfig::load(&args.file, &args.overrides.0)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(&config.task));
-    let base = load_base(&config.base)?;
-    let data = TaskData::load(&config, &base.image.base()?)?;
+    let base = load_trainable(&config.base)?;
+    let data = match &base {
+        Trainable::Device(base) => TaskData::load(&config, &base.image.base()?)?,
+        Trainable::Host(network) => TaskData::load_on_host(&config, network)?,
+    };
     let sequence = config.sequence;
-    let mut trainer = Trainer::new(config, &base.network, data)?;
+    let mut trainer = Trainer::new(config, base.network(), data)?;
     // Trimmed ranks are never above what a matrix can have, for which there always is room.
-    if trainer.config().explained_variance.is_none() {
-        check_room(&trainer.adapter()?, &base)?;
+    if let (Trainable::Device(base), None) = (&base, trainer.config().explained_variance) {
+        check_room(&trainer.adapter()?, base)?;
     }
     if args.dry_run {
         let plan = Plan::new(&trainer, &base, sequence)?;
@@ -83,9 +87,18 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     log.finish().map_err(failed)?;
     let history = History::read(&path)?;
     let adapter = trainer.adapter()?;
-    console.note("measuring with the device's code");
-    let summary = finish(&trainer, &adapter, &base, &history, &out)?;
-    console.print(args.format, &summary, text)
+    match base {
+        Trainable::Device(base) => {
+            console.note("measuring with the device's code");
+            let summary = finish(&trainer, &adapter, &base, &history, &out)?;
+            console.print(args.format, &summary, text)
+        }
+        Trainable::Host(network) => {
+            console.note("measuring in float: devices do not run this base");
+            let summary = host::finish(&trainer, &adapter, &network, &history, &out)?;
+            console.print(args.format, &summary, host::Summary::text)
+        }
+    }
 }
 
 /// A result that cannot be written.

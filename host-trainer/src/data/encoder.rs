@@ -48,20 +48,35 @@ impl<'b> TextEncoder<'b> {
         tokenizer: Option<&Path>,
         max_length: Option<usize>,
     ) -> Result<Option<Self>> {
-        let file = match (tokenizer, base.tokenizer()) {
+        match (tokenizer, base.tokenizer()) {
             (Some(path), Some(_)) => {
                 let found = "one of its own, which devices use";
-                return Err(Error::field(path, "tokenizer", "a base without tokenizer", found));
+                Err(Error::field(path, "tokenizer", "a base without tokenizer", found))
             }
-            (None, Some(own)) => return Ok(Some(Self::Device(own))),
-            (Some(path), None) if path.is_dir() => path.join(FILE),
-            (Some(path), None) => path.to_owned(),
-            (None, None) => origin.join(FILE),
+            (None, Some(own)) => Ok(Some(Self::Device(own))),
+            (_, None) => Self::hub(base.vocab_size(), origin, tokenizer, max_length),
+        }
+    }
+
+    /// The same for a network of `vocab_size` ids that has no tokenizer of its own.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::of`].
+    pub fn hub(
+        vocab_size: u32,
+        origin: &Path,
+        tokenizer: Option<&Path>,
+        max_length: Option<usize>,
+    ) -> Result<Option<Self>> {
+        let file = match tokenizer {
+            Some(path) if path.is_dir() => path.join(FILE),
+            Some(path) => path.to_owned(),
+            None => origin.join(FILE),
         };
         if tokenizer.is_none() && !file.is_file() {
             return Ok(None);
         }
-        Ok(Some(Self::Hub(Box::new(Hub::load(&file, base.vocab_size(), max_length)?))))
+        Ok(Some(Self::Hub(Box::new(Hub::load(&file, vocab_size, max_length)?))))
     }
 
     /// The ids of a whole sequence, special ones included; at most `max_length`.

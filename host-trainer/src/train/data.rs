@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rankpatch_format::base::Base;
+use rankpatch_format::graph::Op;
 use rankpatch_format::tokenizer::Tokenizer;
+use rankpatch_format::write::Network;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
@@ -44,11 +46,28 @@ impl TaskData {
     /// What the loaders refuse: a missing file, a line that does not fit, one class only, nothing to train on.
     /// [`TrainError::Base`] if the base does not read this kind of data.
     pub fn load(config: &TrainConfig, base: &Base<'_>) -> Result<Self> {
+        Self::read(config, base.manifest().name, base.vocab_size(), Some(base))
+    }
+
+    /// The same for a network that has no image, because only hosts run it: texts are split by `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`TaskData::load`].
+    pub fn load_on_host(config: &TrainConfig, network: &Network) -> Result<Self> {
+        let vocab_size = match network.ops.first() {
+            Some(Op::Embedding { table }) => network.tensors[usize::from(*table)].shape().rows,
+            _ => 0,
+        };
+        Self::read(config, &network.name, vocab_size, None)
+    }
+
+    fn read(config: &TrainConfig, name: &str, vocab_size: u32, base: Option<&Base<'_>>) -> Result<Self> {
         let wrong = |expected: &str| {
-            let found = format!("{}, which does not", base.manifest().name);
+            let found = format!("{name}, which does not");
             TrainError::Base { expected: expected.into(), found }
         };
-        let reads_text = base.vocab_size() > 0;
+        let own = base.and_then(Base::tokenizer);
+        let reads_text = vocab_size > 0;
         match config.dataset {
             DatasetKind::Features | DatasetKind::Speakers if reads_text => {
                 Err(wrong("a base that reads features").into())
@@ -56,13 +75,17 @@ impl TaskData {
             DatasetKind::Features => features(config),
             DatasetKind::Speakers => speakers(&config.data),
             _ if !reads_text => Err(wrong("a base that reads text").into()),
-            DatasetKind::Names => names(
-                &config.data,
-                &base.tokenizer().ok_or_else(|| wrong("a base with a tokenizer of its own"))?,
-            ),
+            DatasetKind::Names => {
+                names(&config.data, &own.ok_or_else(|| wrong("a base with a tokenizer of its own"))?)
+            }
             DatasetKind::Jsonl | DatasetKind::Csv | DatasetKind::Text | DatasetKind::Intents => {
                 let tokenizer = config.tokenizer.as_deref();
-                let texts = TextEncoder::of(base, &config.base, tokenizer, config.max_length)?.ok_or_else(|| {
+                let (origin, length) = (&config.base, config.max_length);
+                let texts = match base {
+                    Some(base) => TextEncoder::of(base, origin, tokenizer, length),
+                    None => TextEncoder::hub(vocab_size, origin, tokenizer, length),
+                };
+                let texts = texts?.ok_or_else(|| {
                     wrong("a base with a tokenizer, its own or `tokenizer` in the task's file (tokenizer.json of its model)")
                 })?;
                 match config.dataset {

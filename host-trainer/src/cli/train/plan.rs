@@ -2,14 +2,13 @@
 
 use std::fmt::Write as _;
 
-use rankpatch_format::adapter::Adapter;
 use rankpatch_format::write::Tensor;
 use serde::Serialize;
 
 use super::super::console::{fields, grouped};
 use super::super::exit::Outcome;
-use super::super::task::LoadedBase;
-use crate::export::export;
+use super::super::task::Trainable;
+use crate::export::{Exported, export};
 use crate::lora::BoundSite;
 use crate::train::Trainer;
 
@@ -28,7 +27,8 @@ pub(super) struct Plan {
     /// Numbers of the base, which stay as they are.
     frozen: usize,
     payload_bytes: usize,
-    adapter_file_bytes: usize,
+    /// `None` for a base that devices do not run: no file is written.
+    adapter_file_bytes: Option<usize>,
     examples: usize,
     test_examples: usize,
     labels: Vec<String>,
@@ -49,25 +49,26 @@ struct Memory {
 }
 
 impl Plan {
-    pub(super) fn new(trainer: &Trainer, base: &LoadedBase, sequence: u32) -> Outcome<Self> {
+    pub(super) fn new(trainer: &Trainer, base: &Trainable, sequence: u32) -> Outcome<Self> {
         let adapter = trainer.adapter()?;
+        let network = base.network();
         // The self-test's digest has the same length whatever it is.
-        let exported = export(&adapter, &base.network, sequence, |_| Ok(0))?;
-        let image = base.image.base()?;
-        let payload_bytes = Adapter::new(&exported.file, &image)?.payload_bytes();
+        let Exported { data, file } = export(&adapter, network, sequence, |_| Ok(0))?;
+        let factors = data.patches.iter().map(|patch| patch.lora_a.len() + patch.lora_b.len()).sum::<usize>();
+        let payload_bytes = factors + data.head.map_or(0, |head| head.codes.len());
         let trained = trainer.trained();
         let elements = |tensor: &Tensor| tensor.shape().rows as usize * tensor.shape().cols as usize;
-        let frozen = base.network.tensors.iter().map(elements).sum();
+        let frozen = network.tensors.iter().map(elements).sum();
         let data = trainer.data();
         Ok(Self {
             task: adapter.task.clone(),
-            base: base.network.name.clone(),
+            base: network.name.clone(),
             base_id: adapter.base_id.to_string(),
             sites: adapter.sites.into_iter().map(|factors| factors.site).collect(),
             trained,
             frozen,
             payload_bytes,
-            adapter_file_bytes: exported.file.len(),
+            adapter_file_bytes: matches!(base, Trainable::Device(_)).then_some(file.len()),
             examples: data.train.len(),
             test_examples: data.test.len(),
             labels: data.labels.clone(),
@@ -114,11 +115,12 @@ impl Plan {
             ),
             (
                 "file",
-                format!(
-                    "{} bytes, payload {}",
-                    grouped(self.adapter_file_bytes),
-                    grouped(self.payload_bytes)
-                ),
+                match self.adapter_file_bytes {
+                    Some(bytes) => {
+                        format!("{} bytes, payload {}", grouped(bytes), grouped(self.payload_bytes))
+                    }
+                    None => "none, a PEFT folder only: devices do not run this base".into(),
+                },
             ),
             (
                 "examples",

@@ -6,6 +6,7 @@ mod hub;
 mod many;
 mod peft;
 mod pissa;
+mod relative;
 mod run;
 mod tasks;
 mod tiny;
