@@ -411,13 +411,12 @@ impl Model {
             Op::AddPosition { input, table } => {
                 let table = self.tensor(table);
                 let table = if table.rank() == 1 { table.unsqueeze(0)? } else { table.clone() };
-                match self.one_length(input, batches) {
-                    Some(rows) => ops::add_positions(pass.get(input)?, &table, rows)?,
-                    None => {
-                        let positions = self.positions(input, batches);
-                        let positions = Tensor::new(positions.as_slice(), &self.device)?;
-                        ops::add(pass.get(input)?, &ops::embedding(&table, &positions)?)?
-                    }
+                if let Some(rows) = self.one_length(input, batches) {
+                    ops::add_positions(pass.get(input)?, &table, rows)?
+                } else {
+                    let positions = self.positions(input, batches);
+                    let positions = Tensor::new(positions.as_slice(), &self.device)?;
+                    ops::add(pass.get(input)?, &ops::embedding(&table, &positions)?)?
                 }
             }
             Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } => {

@@ -31,6 +31,25 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Makes a folder with all that `fill` writes into it or not at all, in place of an earlier one: it is filled under another name
+/// and then takes its place.
+///
+/// # Errors
+/// [`Error::Io`], and those of `fill`.
+pub fn replace_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}.part"));
+    let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(folder)(error)),
+        _ => Ok(()),
+    };
+    // What a process left that was killed here.
+    remove(&new)?;
+    fill(&new)?;
+    remove(path)?;
+    std::fs::rename(&new, path).map_err(Error::io(path))
+}
+
 /// The little-endian bytes of f32 values.
 pub(crate) fn f32_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()

@@ -26,7 +26,7 @@ pub const INTERRUPTED: u8 = 130;
 pub const HELP: &str = "\
 Exit codes:
   0  done
-  1  failed while working: a run diverged, a result cannot be written
+  1  failed while working: a run diverged, a result cannot be written; of several tasks some failed, the others are done
   2  wrong command line or task configuration
   3  an input file is missing, damaged, or does not fit the others
   4  the device refused the request; nothing has changed there

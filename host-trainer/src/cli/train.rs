@@ -1,6 +1,7 @@
 //! `rankpatch train`: from a task's file to an adapter on disk, measured with the device's own code.
 
 mod host;
+mod many;
 mod measure;
 mod plan;
 
@@ -13,11 +14,12 @@ use super::exit::{FAILURE, Failure, Outcome};
 use super::interrupt;
 use super::progress::{Progress, Shown};
 use super::task::{LoadedBase, Overrides, Trainable, digest, load_trainable};
+use crate::executor::Model;
 use crate::export::export;
 use crate::lora::FloatAdapter;
-use crate::peft;
 use crate::report::{AfterTraining, History, Metrics, REPORT, Summary, sites, write_report};
-use crate::train::{RunLog, TaskData, TrainConfig, TrainError, Trainer};
+use crate::train::{Learner, RunLog, Shard, TaskData, TrainConfig, TrainError, Trainer, is_manifest};
+use crate::{files, peft};
 use measure::{check_room, measure};
 use plan::Plan;
 
@@ -25,15 +27,25 @@ use plan::Plan;
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Folder of the PEFT adapter, in the output folder.
 const PEFT: &str = "peft";
+/// Names the run whose outputs are in the output folder, see [`Learner::identity`]. It is there when all of them are.
+const RUN: &str = "run.sha256";
 /// Lines of the run's events, in the output folder.
 const LOG: &str = "log.jsonl";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The task, a TOML file
-    #[arg(value_name = "TASK.toml")]
-    file: PathBuf,
-    /// Folder for the adapter, the PEFT folder and the summary; the task's name by default
+    /// The task, a TOML file; or several, or manifests that list many (`tasks = ["a.toml", "b.toml"]`): those of one base
+    /// train in one pass over it
+    #[arg(value_name = "TASK.toml", required = true)]
+    files: Vec<PathBuf>,
+    /// Train the part I (from 1) of N of the tasks
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// With several tasks: most rows of input that run over the base at once; fewer need less memory
+    #[arg(long, value_name = "ROWS")]
+    max_rows: Option<usize>,
+    /// Folder for the adapter, the PEFT folder and the summary, the task's name by default; with several tasks, folder for
+    /// the folders of the tasks
     #[arg(short, long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Go on from the checkpoint in the output folder
@@ -53,7 +65,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
-    let config = TrainConfig::load(&args.file, &args.overrides.0)?;
+    let file = match &args.files[..] {
+        [file] if args.shard.is_none() && !is_manifest(file)? => file,
+        _ => return many::run(args, console),
+    };
+    let config = TrainConfig::load(file, &args.overrides.0)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(&config.task));
     let base = load_trainable(&config.base)?;
     let data = match &base {
@@ -90,7 +106,7 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     match base {
         Trainable::Device(base) => {
             console.note("measuring with the device's code");
-            let summary = finish(&trainer, &adapter, &base, &history, &out)?;
+            let summary = finish(trainer.learner(), trainer.model(), &adapter, &base, &history, &out)?;
             console.print(args.format, &summary, text)
         }
         Trainable::Host(network) => {
@@ -108,7 +124,8 @@ fn failed(error: crate::Error) -> Failure {
 
 /// Exports the adapter in both forms, measures it and writes the summary.
 fn finish(
-    trainer: &Trainer,
+    trainer: &Learner,
+    model: &Model,
     adapter: &FloatAdapter,
     base: &LoadedBase,
     history: &History,
@@ -117,12 +134,19 @@ fn finish(
     let LoadedBase { network, image } = base;
     let exported = export(adapter, network, trainer.config().sequence, |file| digest(image, file))?;
     let (file_path, peft_path) = (out.join(format!("{}.rpa", adapter.task)), out.join(PEFT));
+    let run = out.join(RUN);
+    match std::fs::remove_file(&run) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed(crate::Error::io(&run)(error)));
+        }
+        _ => {}
+    }
     exported.write(&file_path).map_err(failed)?;
-    peft::write(adapter, network, &peft_path).map_err(failed)?;
+    files::replace_folder(&peft_path, |folder| peft::write(adapter, network, folder)).map_err(failed)?;
 
     let unquantized = trainer.unquantized()?.map(|before| (trainer.first_quantized_step(), before));
     let test = &trainer.data().test;
-    let metric = measure(trainer.model(), adapter, unquantized, &exported.file, base, test)?;
+    let metric = measure(model, adapter, unquantized, &exported.file, base, test)?;
     let base_image = image.base()?;
     let payload_bytes = Adapter::new(&exported.file, &base_image)?.payload_bytes();
     let summary = Summary {
@@ -144,8 +168,9 @@ fn finish(
         per_site: sites(adapter, network)?,
     };
     write_report(out, &summary, history, trainer.config()).map_err(failed)?;
-    // Last, since a folder with a summary is that of a finished run.
+    // After them, since a folder with a summary is that of a finished run.
     summary.write(out).map_err(failed)?;
+    files::write_atomically(&run, format!("{}\n", trainer.identity()).as_bytes()).map_err(failed)?;
     Ok(summary)
 }
 

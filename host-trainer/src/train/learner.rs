@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use rankpatch_format::BaseId;
 use rankpatch_format::adapter::Pooling;
 use rankpatch_format::write::Network;
+use sha2::{Digest as _, Sha256};
 
 use super::batches::{Order, Targets, split_by_length};
 use super::checkpoint::Checkpoint;
@@ -291,6 +292,20 @@ impl Learner {
     /// What must be so at the end of a run, see [`Watch::finish`].
     pub(super) fn check_gradients(&self) -> Result<()> {
         Ok(self.watch.finish()?)
+    }
+
+    /// What tells this run from others, as hexadecimal digits: a SHA-256 over the configuration (but for where files lie and
+    /// where it computes), the base and the data. Two runs of one identity make the same adapter.
+    pub fn identity(&self) -> String {
+        let mut config = serde_json::to_value(&self.config).unwrap_or_default();
+        if let Some(config) = config.as_object_mut() {
+            config.retain(|key, _| {
+                !["base", "data", "test_data", "device", "save_steps"].contains(&key.as_str())
+            });
+        }
+        let mut hash = Sha256::new();
+        hash.update(format!("{config}\n{}\n{}", self.base_id, self.data_digest));
+        hash.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
     }
 
     /// The sites that are adapted, in canonical order.
