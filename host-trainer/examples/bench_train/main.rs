@@ -108,7 +108,7 @@ fn start(config: &Config) -> Result<Run> {
     // A fixed set of texts that the run sees again and again, so that the loss must fall.
     let mut rng = Rng::new(1, "tokens");
     let texts = (0..config.batch).map(|_| {
-        let ids = (0..=config.seq).map(|_| rng.below(config.vocab as u64) as u16).collect();
+        let ids = (0..=config.seq).map(|_| rng.below(config.vocab as u64) as u32).collect();
         Example { sequence: Sequence::Tokens(ids), target: Target::Next { given: 0, characters: config.seq } }
     });
     let train: Vec<Example> = texts.collect();
