@@ -25,6 +25,25 @@ pub(super) fn vectors(found: &mut Sweep, random: &mut Random, words: &mut [i32])
     for len in 1..=33 {
         float_case(found, random, len, words);
     }
+    if !words.is_empty() {
+        bits_case(found);
+    }
+}
+
+/// The exact GELU and tanh have no second form to be compared with: their bits over -12..12, folded as FNV-1a folds words, are
+/// those that a host computes.
+fn bits_case(found: &mut Sweep) {
+    for (kernel, expected) in
+        [(float::gelu_erf as fn(&mut [f32]), 0x971B_AB9Au32), (float::tanh, 0x9E4C_695D)]
+    {
+        let hash = (-1024i16..1024).fold(0x811C_9DC5u32, |hash, i| {
+            let mut y = [f32::from(i) * 0.0117];
+            kernel(&mut y);
+            let [y] = y;
+            (hash ^ y.to_bits()).wrapping_mul(0x0100_0193)
+        });
+        found.count(hash == expected);
+    }
 }
 
 /// Codes of up to so many bits and a sign, two a word.
