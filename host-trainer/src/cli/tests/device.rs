@@ -164,7 +164,7 @@ fn a_bad_line_delays_a_push_and_does_not_break_it() {
     let fixture = Fixture::new();
     fixture.write("names.rpa", &file("names", 1, 30_000));
     let server = Server::working();
-    let faults = "drop=0.1,duplicate=0.05,reorder=0.05,corrupt=0.05,seed=4";
+    let faults = "drop=0.1,duplicate=0.05,reorder=0.05,corrupt=0.05,stall=0.02,seed=4";
     let line = format!("push @names.rpa --timeout 0.3 --retries 9 --lossy {faults} --format json");
     let pushed = server.run(&fixture, &line).json();
     assert!(pushed["repeated_chunks"].as_u64().unwrap() > 0, "{pushed}");
