@@ -44,8 +44,8 @@ impl FullFineTuning {
         let (mut ids, mut targets) = (Vec::new(), Vec::new());
         for example in examples {
             let Sequence::Tokens(tokens) = &example.sequence else { bail!("expected token ids") };
-            ids.extend(tokens[..tokens.len() - 1].iter().map(|id| u32::from(*id)));
-            targets.extend(tokens[1..].iter().map(|id| u32::from(*id)));
+            ids.extend(tokens[..tokens.len() - 1].iter().copied());
+            targets.extend(tokens[1..].iter().copied());
         }
         let rows = ids.len();
         Ok(Self {
