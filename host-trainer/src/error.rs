@@ -11,9 +11,17 @@ use crate::train::TrainError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder cannot be read or written.
+    /// A file or folder cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file or folder cannot be written. What was there before is there still.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
         /// The file or folder.
         path: PathBuf,
         /// Why not.
@@ -184,6 +192,12 @@ impl Error {
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { path, source }
+    }
+
+    /// A failure to write, with the path it is about.
+    pub(crate) fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Write { path, source }
     }
 
     /// A field of `path` that has another value than it should.

@@ -38,8 +38,10 @@ pub enum InitLora {
 
 /// LoRA configuration.
 ///
-/// A pattern names a site by its whole dotted name (`layers.0.attn.q`), by the end of it (`attn.q`, `q`), or with `*` for any
-/// characters (`layers.*.ffn.*`). A module that is cut into sites (GPT-2's `c_attn`) names them all.
+/// A pattern names a site by its whole dotted name (`layers.0.attn.q`), by the end of it (`attn.q`, `q`), with `*` for any
+/// characters (`layers.*.ffn.*`), or, if it has other signs of one, by a regular expression for the whole name
+/// (`layers\.[02]\..*`); in `rank_pattern` and `alpha_pattern` for the name from one of its dots on, as in PEFT. A
+/// module that is cut into sites (GPT-2's `c_attn`) names them all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraConfig {
     /// Rank of the update.
@@ -57,7 +59,7 @@ pub struct LoraConfig {
     pub exclude_modules: Vec<String>,
     /// `alpha / sqrt(rank)` instead of `alpha / rank`.
     pub use_rslora: bool,
-    /// Other ranks for some sites; of several patterns that fit, the longest decides.
+    /// Other ranks for some sites; of several patterns that fit, the longest decides. (In PEFT the first does.)
     pub rank_pattern: BTreeMap<String, usize>,
     /// Other alphas for some sites, likewise.
     pub alpha_pattern: BTreeMap<String, f64>,
@@ -272,7 +274,13 @@ pub fn row_scales(network: &Network, site: u16) -> Option<&[f32]> {
 }
 
 fn most_specific<'a, T>(patterns: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
-    let fitting = patterns.iter().filter(|(pattern, _)| fits(pattern, name));
+    let fitting = patterns.iter().filter(|(pattern, _)| {
+        if is_regex(pattern) {
+            regex_fits(&format!(r"(?:.*\.)?(?:{pattern})"), name)
+        } else {
+            fits(pattern, name)
+        }
+    });
     fitting.max_by_key(|(pattern, _)| pattern.len()).map(|(_, value)| value)
 }
 
@@ -282,11 +290,23 @@ fn fits(pattern: &str, name: &str) -> bool {
 }
 
 fn fits_name(pattern: &str, name: &str) -> bool {
+    if is_regex(pattern) {
+        return regex_fits(pattern, name);
+    }
     if pattern.contains('*') {
         return glob(pattern.as_bytes(), name.as_bytes());
     }
     name.strip_suffix(pattern)
         .is_some_and(|before| !pattern.is_empty() && (before.is_empty() || before.ends_with('.')))
+}
+
+/// Whether a pattern has signs that neither a name nor one with `*` has.
+pub(crate) fn is_regex(pattern: &str) -> bool {
+    pattern.contains(['\\', '(', '[', '|', '^', '$', '+', '?', '{'])
+}
+
+fn regex_fits(pattern: &str, name: &str) -> bool {
+    regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|regex| regex.is_match(name))
 }
 
 fn glob(pattern: &[u8], name: &[u8]) -> bool {

@@ -7,7 +7,7 @@ use rankpatch_format::layout::Layout;
 use serde::Serialize;
 
 use super::console::{Console, Format, fields, grouped};
-use super::exit::{At as _, FAILURE, Failure, Outcome};
+use super::exit::{At as _, Outcome};
 use crate::base::Image;
 use crate::{files, import};
 
@@ -83,7 +83,7 @@ pub(super) fn run(command: &Command, console: &mut Console<'_>) -> Outcome {
     console.note(&format!("quantizing {} ({} sites)", network.name, network.site_names.len()));
     let image = Image::build(&network, args.target.layout(), args.pass_rows).at(&args.from)?;
     let base = image.base().at(&args.from)?;
-    files::write_atomically(&args.output, image.bytes()).map_err(|error| Failure::new(FAILURE, error))?;
+    files::write_atomically(&args.output, image.bytes())?;
     let manifest = base.manifest();
     let built = Built {
         output: &args.output,

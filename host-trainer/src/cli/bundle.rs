@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rankpatch_runtime::slots::MIN_JOURNAL_PAGES;
 
 use super::console::{Console, Format, Table, fields, grouped};
-use super::exit::{FAILURE, Failure, Outcome};
+use super::exit::{Failure, Outcome};
 use crate::bundle::{self, Contents, Geometry, Plan};
 use crate::{Error, files, keys};
 
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     // What a device would see, from the bytes that it gets.
     let contents = bundle::read(&geometry, &image)?;
     if let Some(output) = &args.output {
-        files::write_atomically(output, &image).map_err(|error| Failure::new(FAILURE, error))?;
+        files::write_atomically(output, &image)?;
     }
     console.print(args.format, &contents, |contents| {
         format!("{} bytes\n{}", grouped(image.len()), contents_text(contents))

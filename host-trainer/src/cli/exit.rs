@@ -73,7 +73,15 @@ impl Failure {
     /// The lines to print: the chain of causes in one line, and the hint.
     pub fn render(&self) -> String {
         let hint = self.hint.as_ref().map_or(String::new(), |hint| format!("hint: {hint}\n"));
-        format!("error: {:#}\n{hint}", self.error)
+        let mut text = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            // Some errors end with their cause already.
+            if !text.ends_with(&cause) {
+                text += if text.is_empty() { "" } else { ": " };
+                text += &cause;
+            }
+        }
+        format!("error: {text}\n{hint}")
     }
 }
 
@@ -160,10 +168,29 @@ impl From<crate::Error> for Failure {
             E::NoTokenizer { .. } => Self::new(BAD_INPUT, error).hint(
                 "a base of a Hugging Face model takes ids: `sim --text` splits texts for it with --tokenizer",
             ),
-            E::Op(_) | E::Random(_) | E::Optim(_) | E::Tensor(_) => Self::new(FAILURE, error),
+            E::Write { ref source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Self::new(FAILURE, error)
+                    .hint("make room and run the command again; earlier files are as they were")
+            }
+            E::Op(_) | E::Tensor(_) if is_out_of_memory(&error) => {
+                Self::new(FAILURE, error).hint(OUT_OF_MEMORY)
+            }
+            E::Write { .. } | E::Op(_) | E::Random(_) | E::Optim(_) | E::Tensor(_) => {
+                Self::new(FAILURE, error)
+            }
             _ => Self::new(BAD_INPUT, error),
         }
     }
+}
+
+/// What a run that needs too much memory can do with less of.
+const OUT_OF_MEMORY: &str = "lower --batch-size (with --gradient-accumulation-steps as much higher a step is the same), --max-length or \
+     --rank, or train on --device cpu; `rankpatch train --dry-run` shows what a run needs";
+
+/// Whether a device had no memory left. The tensor library passes on what the driver says.
+fn is_out_of_memory(error: &crate::Error) -> bool {
+    let text = error.to_string().to_lowercase();
+    text.contains("out of memory") || text.contains("out_of_memory")
 }
 
 impl From<std::io::Error> for Failure {
@@ -179,9 +206,9 @@ impl From<TrainError> for Failure {
             E::Device { .. } => {
                 Some("--device cpu trains on the processor; CUDA needs a build with `--features cuda`")
             }
-            E::Diverged { .. } => {
-                Some("--learning-rate lower, --warmup-steps more; --resume goes on from the last checkpoint")
-            }
+            E::Diverged { .. } => Some(
+                "start again with a lower --learning-rate or more --warmup-steps; checkpoints are of before it",
+            ),
             _ => None,
         };
         let code = match &error {

@@ -10,6 +10,7 @@ pub mod console;
 mod device;
 mod eval;
 pub mod exit;
+mod export;
 mod features;
 mod inspect;
 mod interrupt;
@@ -51,6 +52,8 @@ enum Command {
     Eval(eval::Args),
     /// Shows finished runs side by side
     Compare(compare::Args),
+    /// Turns a PEFT folder into an adapter file for devices, and back
+    Export(export::Args),
     /// Shows what is in a base image or an adapter file, and checks it
     Inspect(inspect::Args),
     /// Makes and shows signing keys
@@ -102,6 +105,7 @@ fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
         Command::Eval(args) => eval::run(&args, console),
         Command::Compare(args) => compare::run(&args, console),
         Command::Completions(args) => completions::run(&args, console),
+        Command::Export(args) => export::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Bundle(args) => bundle::run(&args, console),
         Command::Key(command) => key::run(&command, console),

@@ -7,7 +7,7 @@ use rankpatch_format::header::{self, MAX_STEP_LIMIT};
 use serde::Serialize;
 
 use super::console::{Console, Format, fields, grouped};
-use super::exit::{At as _, FAILURE, Failure, Outcome};
+use super::exit::{At as _, Failure, Outcome};
 use crate::files;
 use crate::keys::SecretKey;
 
@@ -59,7 +59,7 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let sequence = args.sequence.unwrap_or(own.sequence);
     let header = key.sign(&mut file, product, sequence, args.step_limit).at(&args.file)?;
     let output = args.output.as_ref().unwrap_or(&args.file);
-    files::write_atomically(output, &file).map_err(|error| Failure::new(FAILURE, error))?;
+    files::write_atomically(output, &file)?;
     let signed = Signed {
         file: output.clone(),
         key_id: header.key_id.to_string(),

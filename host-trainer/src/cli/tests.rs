@@ -1,5 +1,6 @@
 //! Whole command lines, run in this process on small random networks: results, messages and exit codes.
 
+mod bad_input;
 mod bundle;
 mod device;
 mod files;
@@ -53,11 +54,12 @@ impl Ran {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 
-    /// Checks that the command failed with this code and a message that contains `expected`.
+    /// Checks that the command failed with this code and one message, after whatever it logged, that contains `expected`.
     #[track_caller]
     fn fails(self, code: u8, expected: &str) {
         assert_eq!((self.code, self.out.as_str()), (code, ""), "{}", self.err);
-        assert!(self.err.lines().any(|line| line.starts_with("error: ")), "{}", self.err);
+        let messages = self.err.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(messages, 1, "{}", self.err);
         assert!(self.err.contains(expected), "expected {expected:?}, found {:?}", self.err);
     }
 }
@@ -126,7 +128,7 @@ fn help_and_version_are_results() {
     }
     assert_eq!(rankpatch("--version").text(), format!("rankpatch {}\n", env!("CARGO_PKG_VERSION")));
     let help = rankpatch("train --help").text();
-    assert!(help.contains("--target-modules <VALUE>") && help.contains("a list of site names"), "{help}");
+    assert!(help.contains("--target-modules <VALUE>") && help.contains("a list of names, globs"), "{help}");
 }
 
 #[test]

@@ -98,7 +98,12 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     ran.map_err(|error| {
         let interrupted = matches!(error, crate::Error::Train(TrainError::Interrupted { .. }));
         let failure = Failure::from(error);
-        if interrupted { failure.hint("the same command with --resume goes on") } else { failure }
+        // The inputs have been read: what fails now is the work.
+        if interrupted {
+            failure.hint("the same command with --resume goes on")
+        } else {
+            Failure { code: FAILURE, ..failure }
+        }
     })?;
     log.finish().map_err(failed)?;
     let history = History::read(&path)?;
@@ -135,15 +140,6 @@ fn finish(
     let exported = export(adapter, network, trainer.config().sequence, |file| digest(image, file))?;
     let (file_path, peft_path) = (out.join(format!("{}.rpa", adapter.task)), out.join(PEFT));
     let run = out.join(RUN);
-    match std::fs::remove_file(&run) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(failed(crate::Error::io(&run)(error)));
-        }
-        _ => {}
-    }
-    exported.write(&file_path).map_err(failed)?;
-    files::replace_folder(&peft_path, |folder| peft::write(adapter, network, folder)).map_err(failed)?;
-
     let unquantized = trainer.unquantized()?.map(|before| (trainer.first_quantized_step(), before));
     let test = &trainer.data().test;
     let metric = measure(model, adapter, unquantized, &exported.file, base, test)?;
@@ -167,6 +163,11 @@ fn finish(
         peft: peft_path,
         per_site: sites(adapter, network)?,
     };
+    // First, since what is being replaced is no longer what an earlier run finished.
+    let mut written = vec![(run.clone(), b"unfinished\n".to_vec())];
+    written.extend(peft::contents(adapter, network, &summary.peft)?);
+    written.push((summary.adapter.clone(), exported.file));
+    files::write_together(&written)?;
     write_report(out, &summary, history, trainer.config()).map_err(failed)?;
     // After them, since a folder with a summary is that of a finished run.
     summary.write(out).map_err(failed)?;

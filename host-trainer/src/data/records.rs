@@ -1,7 +1,8 @@
 //! Users' own texts: JSON lines, CSV, and plain text with an example a line.
 //!
 //! A record has one of three forms, which its keys or columns tell: `text` and `label`; `prompt` and `completion`; `text` alone. All
-//! records of a file have the same form. Other keys and columns are passed over.
+//! records of a file have the same form. Other keys and columns are passed over. Files are UTF-8, with or without the mark of one at
+//! the start; lines end in `\n` or `\r\n`.
 
 use std::path::Path;
 
@@ -29,6 +30,9 @@ pub enum Record {
         label: String,
     },
 }
+
+/// What records are made of.
+const PARTS: [&str; 4] = ["text", "label", "prompt", "completion"];
 
 /// The forms of a record, and what they are made of.
 const FORMS: &str = "`text` and `label`, `prompt` and `completion`, or `text`";
@@ -68,13 +72,13 @@ impl Record {
     }
 }
 
-/// Reads a file of JSON lines: one object a line, with the keys of a record. A label may also be a number. Empty lines are passed
-/// over.
+/// Reads a file of JSON lines: one object a line, with the keys of a record. A label may also be a number, or true or false. Empty
+/// lines are passed over.
 ///
 /// # Errors
 /// [`Error::Io`] (also for bytes that are no UTF-8), [`Error::Field`] with the line, [`Error::EmptyDataSet`].
 pub fn json_lines(path: &Path) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = read_text(path)?;
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     let records = lines.map(|(number, line)| {
         let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
@@ -83,7 +87,7 @@ pub fn json_lines(path: &Path) -> Result<Vec<Record>> {
         let mut odd = None;
         let record = Record::new(|name| match object.get(name)? {
             Value::String(text) => Some(text.clone()),
-            Value::Number(label) if name == "label" => Some(label.to_string()),
+            Value::Number(_) | Value::Bool(_) if name == "label" => object.get(name).map(Value::to_string),
             other => {
                 odd = Some(format!("{name} = {other}"));
                 None
@@ -98,7 +102,7 @@ pub fn json_lines(path: &Path) -> Result<Vec<Record>> {
     alike(path, records.collect::<Result<_>>()?)
 }
 
-/// Reads a CSV file (RFC 4180) whose first row names the columns.
+/// Reads a CSV file (RFC 4180) whose first row names the columns, each of those that are read once.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Field`] with the line, [`Error::EmptyDataSet`].
@@ -110,7 +114,18 @@ pub fn csv(path: &Path) -> Result<Vec<Record>> {
         Error::field(path, format!("line {line}"), "CSV in UTF-8 with as many fields as the first row", error)
     };
     let columns = reader.headers().map_err(malformed)?.clone();
+    // The mark of UTF-8 is taken off by the reader.
     let column = |name: &str| columns.iter().position(|column| column.trim() == name);
+    for name in PARTS {
+        if columns.iter().filter(|column| column.trim() == name).count() > 1 {
+            return Err(Error::field(
+                path,
+                "columns",
+                format!("one that is called {name}"),
+                keys(columns.iter()),
+            ));
+        }
+    }
     let mut records = Vec::new();
     for row in reader.records() {
         let row = row.map_err(malformed)?;
@@ -128,9 +143,18 @@ pub fn csv(path: &Path) -> Result<Vec<Record>> {
 /// # Errors
 /// [`Error::Io`], [`Error::EmptyDataSet`].
 pub fn lines(path: &Path) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = read_text(path)?;
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     alike(path, lines.map(|(number, line)| (number, Record::Text(line.to_owned()))).collect())
+}
+
+/// A file of UTF-8 without its mark.
+fn read_text(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(unmarked) => unmarked.to_owned(),
+        None => text,
+    })
 }
 
 fn keys<'a>(names: impl Iterator<Item = &'a str>) -> String {

@@ -162,6 +162,9 @@ fn records_of_three_forms_are_read_from_json_lines_csv_and_plain_text() {
         ("b.jsonl", b"{\"prompt\": \"\", \"completion\": \"x\"}\n"),
         ("b.csv", b"completion,prompt\nx,\n"),
         ("c.txt", "one\r\n\r\n  zwölf\n".as_bytes()),
+        ("d.jsonl", "\u{feff}{\"text\": \"on\", \"label\": true}\r\n".as_bytes()),
+        ("d.csv", "\u{feff}text,label\r\non,true\r\n\r\n".as_bytes()),
+        ("d.txt", "\u{feff}on\r\n".as_bytes()),
     ]);
     let path = |name: &str| folder.path().join(name);
     let found = records::json_lines(&path("a.jsonl")).unwrap();
@@ -173,11 +176,15 @@ fn records_of_three_forms_are_read_from_json_lines_csv_and_plain_text() {
     assert_eq!(records::csv(&path("b.csv")).unwrap(), completion);
     let lines = records::lines(&path("c.txt")).unwrap();
     assert_eq!(lines, [Record::Text("one".into()), Record::Text("  zwölf".into())]);
+    // As a spreadsheet on Windows writes them.
+    assert_eq!(records::json_lines(&path("d.jsonl")).unwrap(), [labelled("on", "true")]);
+    assert_eq!(records::csv(&path("d.csv")).unwrap(), [labelled("on", "true")]);
+    assert_eq!(records::lines(&path("d.txt")).unwrap(), [Record::Text("on".into())]);
 }
 
 #[test]
 fn a_record_that_does_not_fit_is_named_by_its_line() {
-    let cases: [(&str, &[u8], &str); 13] = [
+    let cases: [(&str, &[u8], &str); 15] = [
         (
             "a.jsonl",
             b"{\"text\": \"a\"}\n{\"text\": \"a\",}\n",
@@ -213,6 +220,12 @@ fn a_record_that_does_not_fit_is_named_by_its_line() {
             b"text,label\na,b\nc\n",
             "line 3: expected CSV in UTF-8 with as many fields as the first row",
         ),
+        (
+            "a.csv",
+            b"text,label,text\na,b,c\n",
+            "columns: expected one that is called text, found text, label, text",
+        ),
+        ("a.csv", b"text,label\na,\n", "line 2: expected a text or label that is not empty"),
         ("a.csv", b"text,label\n", "expected at least one example for training, found none"),
         ("a.txt", b"\n \n", "expected at least one example for training, found none"),
     ];

@@ -265,6 +265,7 @@ impl ManyTrainer {
             reporter.event(index, &Event::Evaluated { step, metric });
         }
         if let Some(path) = task.checkpoint.as_ref().filter(|_| every(learner.config().save_steps, step)) {
+            check_sound(learner, &self.base.model)?;
             learner.save(path)?;
             reporter.event(index, &Event::Saved { step });
         }
@@ -293,10 +294,10 @@ impl ManyTrainer {
 
     /// Stops a task where it is.
     fn interrupt(&mut self, index: usize, reporter: &mut dyn ManyReporter) -> crate::Error {
-        let Running { learner, checkpoint, .. } = &self.tasks[index];
+        let Running { learner, checkpoint, .. } = &mut self.tasks[index];
         let (step, steps) = (learner.step(), learner.steps());
         if let Some(path) = checkpoint {
-            if let Err(error) = learner.save(path) {
+            if let Err(error) = check_sound(learner, &self.base.model).and_then(|()| learner.save(path)) {
                 return error;
             }
             reporter.event(index, &Event::Saved { step });
@@ -336,6 +337,19 @@ fn run(model: &Model, pass: &[(usize, Member<'_>)]) -> Vec<(usize, Result<Found>
         (*at, found.map(|mut found| found.remove(0)))
     };
     pass.iter().map(one).collect()
+}
+
+/// Refuses factors with which the next step has no finite loss, so that the last checkpoint is one to go on from.
+fn check_sound(learner: &mut Learner, model: &Model) -> Result<()> {
+    let drawn = learner.draw(model)?;
+    let learner = &*learner;
+    for part in 0..drawn.parts.len() {
+        let found = pass::run(model, &[Member { learner, drawn: &drawn, part }])?;
+        if let Some(Found { loss, .. }) = found.iter().find(|found| !found.loss.is_finite()) {
+            return Err(TrainError::Diverged { step: learner.step(), loss: f64::from(*loss) }.into());
+        }
+    }
+    Ok(())
 }
 
 fn every(steps: u64, step: u64) -> bool {

@@ -7,6 +7,8 @@ use super::TrainError;
 /// Steps in which a tensor must have received a gradient that is not zero. In the first one lora_b is zero and so is the
 /// gradient of every lora_a; from the second on nothing but a cut graph (or an input that is zero everywhere) explains a zero.
 const WINDOW: u64 = 4;
+/// Tensors that the error names.
+const NAMED: usize = 4;
 
 /// The tensors that have not received a gradient yet.
 #[derive(Debug, Clone)]
@@ -51,7 +53,11 @@ impl Watch {
         if self.waiting.is_empty() || self.steps < 2 {
             return Ok(());
         }
-        let tensor = self.waiting.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let named: Vec<&str> = self.waiting.iter().map(String::as_str).take(NAMED).collect();
+        let tensor = match self.waiting.len() - named.len() {
+            0 => named.join(", "),
+            more => format!("{} and {more} more", named.join(", ")),
+        };
         Err(TrainError::NoGradient { tensor, steps: self.steps })
     }
 }

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::{DeviceKind, Length, TrainConfig, TrainError};
 use crate::Result;
-use crate::lora::{HEAD, InitLora};
+use crate::lora::{HEAD, InitLora, is_regex};
 
 /// What a value is set from, and whether it fitted.
 type Setter = fn(&mut TrainConfig, &Value) -> Option<()>;
@@ -27,7 +27,7 @@ const fn key(name: &'static str, alias: &'static str, expected: &'static str, se
     Key { name, alias, expected, set }
 }
 
-const NAMES: &str = "a list of strings";
+const NAMES: &str = "a list of names, globs or regular expressions of sites";
 const COUNT: &str = "a whole number, 0 or more";
 const POSITIVE: &str = "a whole number, 1 or more";
 const RATE: &str = "a number, 0 or more";
@@ -71,15 +71,18 @@ pub(super) const KEYS: &[Key] = &[
         c.lora.dropout = fraction(v).filter(|p| *p < 1.0)?;
         Some(())
     }),
-    key("target_modules", "", "a list of site names, or \"all-linear\"", |c, v| {
-        names(v).filter(|names| !names.is_empty()).map(|names| c.lora.target_modules = names)
-    }),
+    key(
+        "target_modules",
+        "",
+        "a list of names, globs or regular expressions of sites, or \"all-linear\"",
+        |c, v| names(v).filter(|names| !names.is_empty()).map(|names| c.lora.target_modules = names),
+    ),
     key("exclude_modules", "", NAMES, |c, v| names(v).map(|names| c.lora.exclude_modules = names)),
     key("use_rslora", "", "true or false", |c, v| v.as_bool().map(|yes| c.lora.use_rslora = yes)),
-    key("rank_pattern", "", "a table from site names to ranks of 1 or more", |c, v| {
+    key("rank_pattern", "", "a table from patterns of sites to ranks of 1 or more", |c, v| {
         table(v, positive).map(|ranks| c.lora.rank_pattern = ranks)
     }),
-    key("alpha_pattern", "", "a table from site names to numbers above 0", |c, v| {
+    key("alpha_pattern", "", "a table from patterns of sites to numbers above 0", |c, v| {
         table(v, factor).map(|alphas| c.lora.alpha_pattern = alphas)
     }),
     key("bias", "", "\"none\" (an adapter file holds no biases)", |c, v| {
@@ -216,19 +219,27 @@ fn fraction(value: &Value) -> Option<f64> {
     rate(value).filter(|number| *number <= 1.0)
 }
 
-/// A list of names; a string is a list of names between commas.
+/// A list of names; a string is one regular expression, or a list of names between commas.
 fn names(value: &Value) -> Option<Vec<String>> {
     let names: Vec<String> = match value {
         Value::String(text) if text.is_empty() => Vec::new(),
+        Value::String(text) if is_regex(text) => vec![text.clone()],
         Value::String(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
         Value::Array(items) => {
             items.iter().map(|item| item.as_str().map(str::to_owned)).collect::<Option<_>>()?
         }
         _ => return None,
     };
-    names.iter().all(|name| !name.is_empty()).then_some(names)
+    names.iter().all(|name| !name.is_empty() && is_pattern(name)).then_some(names)
 }
 
 fn table<T>(value: &Value, item: fn(&Value) -> Option<T>) -> Option<BTreeMap<String, T>> {
-    value.as_table()?.iter().map(|(name, value)| Some((name.clone(), item(value)?))).collect()
+    let entry =
+        |(name, value): (&String, &Value)| Some((name.clone(), item(value).filter(|_| is_pattern(name))?));
+    value.as_table()?.iter().map(entry).collect()
+}
+
+/// Whether a pattern can be understood.
+fn is_pattern(pattern: &str) -> bool {
+    !is_regex(pattern) || regex::Regex::new(pattern).is_ok()
 }

@@ -145,16 +145,21 @@ fn wrong_types_and_ranges_name_key_expected_and_found() {
         ("use_rslora = 1", "use_rslora: expected true or false, found integer 1"),
         (
             "target_modules = [1]",
-            "target_modules: expected a list of site names, or \"all-linear\", found array [1]",
+            "target_modules: expected a list of names, globs or regular expressions of sites, or \"all-linear\", found array [1]",
         ),
-        ("target_modules = []", "target_modules: expected a list of site names"),
+        ("target_modules = []", "target_modules: expected a list of names, globs"),
+        ("target_modules = \"attn.(q\"", "target_modules: expected a list of names, globs"),
+        ("exclude_modules = [\"+\"]", "exclude_modules: expected a list of names, globs"),
         (
             "lr_scheduler_type = \"sawtooth\"",
             "expected \"constant\", \"linear\" or \"cosine\", found string \"sawtooth\"",
         ),
         ("quantization_aware = 1.5", "quantization_aware: expected a number from 0 to 1, found float 1.5"),
         ("sequence = 4294967296", "sequence: expected a whole number from 0 to 4294967295"),
-        ("rank_pattern = { q = 0 }", "rank_pattern: expected a table from site names to ranks of 1 or more"),
+        (
+            "rank_pattern = { q = 0 }",
+            "rank_pattern: expected a table from patterns of sites to ranks of 1 or more",
+        ),
     ] {
         let error = message(line, &[]);
         assert!(error.contains(expected), "{line}: {error}");

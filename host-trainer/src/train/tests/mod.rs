@@ -3,8 +3,10 @@
 mod config;
 mod export;
 mod hub;
+mod keys;
 mod many;
 mod peft;
+mod peft_library;
 mod pissa;
 mod relative;
 mod run;

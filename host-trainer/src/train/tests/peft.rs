@@ -84,7 +84,7 @@ fn what_does_not_fit_is_refused() {
     let good = json(&config_path);
     for (key, value, expected) in [
         ("peft_type", serde_json::json!("IA3"), "peft_type: expected \"LORA\", found \"IA3\""),
-        ("use_dora", serde_json::json!(true), "use_dora: expected false, found true"),
+        ("use_dora", serde_json::json!(true), "use_dora: expected none: plain LoRA, found true"),
         ("bias", serde_json::json!("all"), "bias: expected \"none\", found \"all\""),
         ("r", serde_json::json!(0), "r: expected 1 or more, found 0"),
     ] {

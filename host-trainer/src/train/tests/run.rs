@@ -241,6 +241,18 @@ fn rslora_and_patterns_reach_the_factors() {
     assert_eq!(adapter.sites[1].lora_b.len(), 10 * 5);
 }
 
+/// PEFT's `target_modules` as a string: a regular expression for the whole name.
+#[test]
+fn sites_are_named_by_regular_expressions_too() {
+    let mut config = TrainConfig { length: Length::Steps(1), ..config() };
+    config.lora.target_modules = vec![r"layers\.\d+\.(attn\.[qk]|ffn\.up)".into()];
+    config.lora.exclude_modules = vec![".*[.]k".into()];
+    config.lora.rank_pattern = [("(up|down)".to_owned(), 5), ("layers.0.attn.q".to_owned(), 2)].into();
+    let (adapter, _) = run(config, texts());
+    let found: Vec<_> = adapter.sites.iter().map(|f| (f.site.name.as_str(), f.site.rank)).collect();
+    assert_eq!(found, [("layers.0.attn.q", 2), ("layers.0.ffn.up", 5)]);
+}
+
 #[test]
 fn patterns_that_fit_nothing_are_refused_with_the_sites_there_are() {
     let binding = |targets: &[&str]| {
@@ -248,7 +260,7 @@ fn patterns_that_fit_nothing_are_refused_with_the_sites_there_are() {
         config.lora.target_modules = targets.iter().map(ToString::to_string).collect();
         refusal(config, texts())
     };
-    for targets in [&["q_proj"][..], &["q", "attn"], &["*.norm"], &[""]] {
+    for targets in [&["q_proj"][..], &["q", "attn"], &["*.norm"], &[""], &["attn.(q|k)"]] {
         let error = binding(targets);
         assert!(matches!(error, Error::Train(TrainError::NoSite { .. })), "{error}");
         let message = error.to_string();
