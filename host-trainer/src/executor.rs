@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rankpatch_format::adapter::Pooling;
 use rankpatch_format::graph::{Op, Rows, Shape, TensorId, ValueId};
 use rankpatch_format::write::{self, Network};
@@ -81,6 +81,8 @@ pub struct Model {
     output: ValueId,
     features: ValueId,
     max_rows: usize,
+    /// Type of matrices and activations.
+    dtype: DType,
     device: Device,
 }
 
@@ -117,6 +119,15 @@ impl Model {
     /// # Errors
     /// If an operator's shapes do not fit or the device refuses a tensor.
     pub fn new(network: &Network, device: &Device) -> Result<Self> {
+        Self::with_dtype(network, device, DType::F32)
+    }
+
+    /// The same with matrices, and so activations, of another type: bf16 on a GPU. Vectors stay f32, as do factors, the
+    /// loss and everything that is summed.
+    ///
+    /// # Errors
+    /// As [`Model::new`].
+    pub fn with_dtype(network: &Network, device: &Device, dtype: DType) -> Result<Self> {
         let shapes = network.shapes()?;
         let mut tensors = Vec::with_capacity(network.tensors.len());
         for tensor in &network.tensors {
@@ -124,7 +135,11 @@ impl Model {
             let dims = (shape.rows as usize, shape.cols as usize);
             let tensor = Tensor::from_slice(&dequantize(tensor), dims, device)?;
             // Vectors are one row in the format and have one dimension in the operators.
-            tensors.push(if shape.rows == 1 && !shape.quantized { tensor.flatten_all()? } else { tensor });
+            tensors.push(if shape.rows == 1 && !shape.quantized {
+                tensor.flatten_all()?
+            } else {
+                tensor.to_dtype(dtype)?
+            });
         }
         let mut site_of = Vec::with_capacity(network.ops.len());
         let mut sites = Vec::new();
@@ -167,6 +182,7 @@ impl Model {
             output: network.output,
             features: network.features,
             max_rows: network.max_rows as usize,
+            dtype,
             device: device.clone(),
         })
     }
@@ -218,6 +234,11 @@ impl Model {
     /// Longest sequence.
     pub fn max_rows(&self) -> usize {
         self.max_rows
+    }
+
+    /// Type of matrices and activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Where the weights are.
@@ -383,7 +404,7 @@ impl Model {
             Op::Features { width } => {
                 let values: Vec<f32> = batches.iter().flat_map(|batch| batch.values()).copied().collect();
                 let rows = values.len() / width as usize;
-                Tensor::from_vec(values, (rows, width as usize), &self.device)?
+                Tensor::from_vec(values, (rows, width as usize), &self.device)?.to_dtype(self.dtype)?
             }
             Op::Linear { input, weight, bias } => {
                 let (x, w) = (pass.get(input)?, self.tensor(weight));
@@ -449,7 +470,9 @@ impl Model {
                 }
                 _ => ops::mul(pass.get(a)?, pass.get(b)?)?,
             },
-            Op::Scale { input, weight } => pass.get(input)?.broadcast_mul(self.tensor(weight))?,
+            Op::Scale { input, weight } => {
+                pass.get(input)?.broadcast_mul(&self.tensor(weight).to_dtype(self.dtype)?)?
+            }
             Op::PrependToken { input, token } => {
                 ops::prepend_token(pass.get(input)?, self.tensor(token), self.the_length(input, batches)?)?
             }

@@ -5,6 +5,8 @@ pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod data;
+#[cfg(test)]
+mod devices;
 mod error;
 pub mod executor;
 pub mod export;

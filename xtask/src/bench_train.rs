@@ -96,6 +96,8 @@ struct Case {
     shape: Shape,
     /// 0 is full fine-tuning.
     rank: usize,
+    /// Tasks at once.
+    tasks: usize,
     batch: usize,
     seq: usize,
     bf16: bool,
@@ -107,30 +109,42 @@ struct Case {
 
 impl Case {
     fn title(&self) -> String {
-        let Self { shape, rank, batch, seq, bf16, .. } = self;
-        let how = if *rank == 0 { "every weight".to_owned() } else { format!("rank {rank}") };
+        let Self { shape, rank, tasks, batch, seq, bf16, .. } = self;
+        let how = match (rank, tasks) {
+            (0, _) => "every weight".to_owned(),
+            (_, 1) => format!("rank {rank}"),
+            _ => format!("rank {rank}, {tasks} tasks"),
+        };
         format!("{}, {how}, {batch}x{seq}, {}", shape.name, if *bf16 { "bf16" } else { "f32" })
     }
 
     fn json(&self, device: &str) -> Value {
-        let Self { shape, rank, batch, seq, bf16, .. } = self;
+        let Self { shape, rank, tasks, batch, seq, bf16, .. } = self;
         json!({
             "family": shape.family, "dim": shape.dim, "hidden": shape.hidden, "layers": shape.layers,
             "heads": shape.heads, "kv_heads": shape.kv_heads, "vocab": shape.vocab,
-            "rank": rank, "batch": batch, "seq": seq, "bf16": bf16, "device": device,
+            "rank": rank, "tasks": tasks, "batch": batch, "seq": seq, "bf16": bf16, "device": device,
         })
     }
 }
 
 fn cases(cuda: bool) -> Vec<Case> {
-    let stories =
-        Case { shape: STORIES, rank: 8, batch: 16, seq: 256, bf16: false, compared: true, timed: true };
+    let stories = Case {
+        shape: STORIES,
+        rank: 8,
+        tasks: 1,
+        batch: 16,
+        seq: 256,
+        bf16: false,
+        compared: true,
+        timed: true,
+    };
     let gpt2 = Case { shape: GPT2, rank: 8, batch: 8, seq: 512, bf16: true, ..stories };
     // Weights are what counts here, as in a model that hardly fits.
     let memory = Case { batch: 1, seq: 64, bf16: false, compared: false, timed: false, ..gpt2 };
     let mut cases = vec![stories, Case { rank: 0, compared: false, ..stories }];
     if cuda {
-        cases.push(gpt2);
+        cases.extend([Case { tasks: 16, compared: false, ..stories }, gpt2]);
     }
     cases.extend([memory, Case { rank: 0, ..memory }]);
     cases
@@ -194,7 +208,7 @@ fn measure(ours: &Path, case: &Case, options: &Options, device: &str) -> Result<
             peft.round(steps)?;
         }
     }
-    let tokens = (case.batch * case.seq) as f64;
+    let tokens = (case.tasks * case.batch * case.seq) as f64;
     let own = own.finish(tokens)?;
     let peft = peft.map(|peft| peft.finish(tokens)).transpose()?;
     let ratio =
@@ -292,6 +306,14 @@ fn print_table(rows: &[(Case, Value)]) {
             number(&row["times_as_fast_as_peft"], 1.0, 2),
         );
     }
+    let step = |tasks: usize| {
+        let alike = |case: &Case| case.shape.name == STORIES.name && case.rank > 0 && case.tasks == tasks;
+        let found = rows.iter().find(|(case, _)| alike(case));
+        found.and_then(|(_, row)| row["ours"]["step_seconds"].as_f64())
+    };
+    if let (Some(one), Some(many)) = (step(1), step(16)) {
+        println!("{}: a step of 16 tasks takes {:.2} times that of one", STORIES.name, many / one);
+    }
     for pair in rows.windows(2) {
         let [(lora, lora_row), (full, full_row)] = pair else { continue };
         if lora.rank == 0 || full.rank != 0 || lora.shape.name != full.shape.name {
@@ -332,6 +354,7 @@ mod tests {
     fn the_gpu_has_a_case_of_its_own() {
         let bf16 = |cuda| cases(cuda).iter().filter(|case| case.bf16).count();
         assert_eq!((bf16(false), bf16(true)), (0, 1));
-        assert_eq!(cases(true)[2].title(), "GPT-2 small, rank 8, 8x512, bf16");
+        assert_eq!(cases(true)[2].title(), "stories260K, rank 8, 16 tasks, 16x256, f32");
+        assert_eq!(cases(true)[3].title(), "GPT-2 small, rank 8, 8x512, bf16");
     }
 }

@@ -5,7 +5,7 @@
 //! optimizer, and the peak of memory. `xtask/src/bench_train/with_peft.py` speaks the same way, so both can take turns.
 #![expect(clippy::print_stdout, reason = "the numbers are the product")]
 
-mod full;
+mod graph;
 mod networks;
 mod peak;
 
@@ -19,7 +19,7 @@ use rankpatch::rng::Rng;
 use rankpatch::train::{DeviceKind, Example, Length, Sequence, Target, TaskData, TrainConfig, Trainer};
 use serde_json::json;
 
-use full::FullFineTuning;
+use graph::GraphRun;
 
 /// A shape and how it is trained.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -34,7 +34,11 @@ pub(crate) struct Config {
     pub(crate) vocab: usize,
     /// Of the update; 0 trains every weight of a linear layer in full.
     pub(crate) rank: usize,
-    /// Sequences of a step.
+    /// Tasks that are trained at once.
+    pub(crate) tasks: usize,
+    /// Whether the base and the activations are bf16.
+    pub(crate) bf16: bool,
+    /// Sequences of a step, of each task.
     pub(crate) batch: usize,
     /// Tokens of a sequence.
     pub(crate) seq: usize,
@@ -45,14 +49,14 @@ pub(crate) struct Config {
 /// What is measured.
 enum Run {
     Lora(Box<Trainer>),
-    Full(Box<FullFineTuning>),
+    Graph(Box<GraphRun>),
 }
 
 impl Run {
     fn step(&mut self) -> Result<f64> {
         match self {
             Self::Lora(trainer) => Ok(trainer.train_step()?.loss),
-            Self::Full(run) => run.step(),
+            Self::Graph(run) => run.step(),
         }
     }
 
@@ -60,7 +64,7 @@ impl Run {
     fn trained(&self) -> usize {
         match self {
             Self::Lora(trainer) => trainer.trained(),
-            Self::Full(run) => run.trained(),
+            Self::Graph(run) => run.trained(),
         }
     }
 }
@@ -107,13 +111,14 @@ fn start(config: &Config) -> Result<Run> {
         .with_context(|| format!("expected a device, found {:?}", config.device))?;
     // A fixed set of texts that the run sees again and again, so that the loss must fall.
     let mut rng = Rng::new(1, "tokens");
-    let texts = (0..config.batch).map(|_| {
+    let texts = (0..config.batch * config.tasks).map(|_| {
         let ids = (0..=config.seq).map(|_| rng.below(config.vocab as u64) as u32).collect();
         Example { sequence: Sequence::Tokens(ids), target: Target::Next { given: 0, characters: config.seq } }
     });
     let train: Vec<Example> = texts.collect();
-    if config.rank == 0 {
-        return Ok(Run::Full(Box::new(FullFineTuning::new(&network, &train, device)?)));
+    if config.rank == 0 || config.tasks > 1 {
+        let how = (config.tasks, config.rank);
+        return Ok(Run::Graph(Box::new(GraphRun::new(&network, &train, device, how)?)));
     }
     let data = TaskData { test: train[..1].to_vec(), train, labels: Vec::new(), width: 0 };
     let rank = config.rank;
@@ -125,6 +130,7 @@ fn start(config: &Config) -> Result<Run> {
         learning_rate: 1e-2,
         warmup_steps: 0,
         quantization_aware: 0.0,
+        bf16: config.bf16,
         device,
         ..TrainConfig::default()
     };

@@ -172,7 +172,7 @@ impl From<crate::Error> for Failure {
                 Self::new(FAILURE, error)
                     .hint("make room and run the command again; earlier files are as they were")
             }
-            E::Op(_) | E::Tensor(_) if is_out_of_memory(&error) => {
+            E::Op(_) | E::Optim(_) | E::Tensor(_) if is_out_of_memory(&error) => {
                 Self::new(FAILURE, error).hint(OUT_OF_MEMORY)
             }
             E::Write { .. } | E::Op(_) | E::Random(_) | E::Optim(_) | E::Tensor(_) => {
@@ -190,7 +190,7 @@ const OUT_OF_MEMORY: &str = "lower --batch-size (with --gradient-accumulation-st
 /// Whether a device had no memory left. The tensor library passes on what the driver says.
 fn is_out_of_memory(error: &crate::Error) -> bool {
     let text = error.to_string().to_lowercase();
-    text.contains("out of memory") || text.contains("out_of_memory")
+    ["out of memory", "out_of_memory", "cublas_status_alloc_failed"].iter().any(|name| text.contains(name))
 }
 
 impl From<std::io::Error> for Failure {

@@ -107,6 +107,10 @@ impl AttentionShape {
 /// If a shape or type does not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape) -> Result<Tensor> {
     shape.check(q, k, v)?;
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return Ok(super::cuda::attention::attention(q, k, v, shape)?);
+    }
     fused(q, k, v, shape, None)
 }
 

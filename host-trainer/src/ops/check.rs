@@ -4,19 +4,24 @@ use candle_core::{DType, Tensor};
 
 use super::{OpError, Result};
 
-/// Checks that `x` is f32 and has two dimensions; returns them.
+/// Checks that `x` is of floats and has two dimensions; returns them.
 pub(super) fn matrix(op: &'static str, what: &'static str, x: &Tensor) -> Result<(usize, usize)> {
-    dtype(op, what, x, DType::F32)?;
+    float(op, what, x)?;
     match x.dims() {
         &[rows, cols] => Ok((rows, cols)),
         _ => Err(shape_error(op, what, "[rows, cols]".into(), x)),
     }
 }
 
-/// Checks that `x` is f32 with exactly this shape.
+/// Checks that `x` is of floats with exactly this shape.
 pub(super) fn shape(op: &'static str, what: &'static str, x: &Tensor, expected: &[usize]) -> Result<()> {
-    dtype(op, what, x, DType::F32)?;
+    float(op, what, x)?;
     if x.dims() == expected { Ok(()) } else { Err(shape_error(op, what, format!("{expected:?}"), x)) }
+}
+
+/// Checks that `x` has the type of activations: f32, or bf16 on a GPU.
+pub(super) fn float(op: &'static str, what: &'static str, x: &Tensor) -> Result<()> {
+    if x.dtype() == DType::BF16 && x.device().is_cuda() { Ok(()) } else { dtype(op, what, x, DType::F32) }
 }
 
 /// Checks the element type.

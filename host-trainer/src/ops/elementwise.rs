@@ -73,6 +73,10 @@ pub fn tanh(x: &Tensor) -> Result<Tensor> {
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (rows, width) = check::matrix("add_bias", "x", x)?;
     check::shape("add_bias", "the bias", bias, &[width])?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return Ok(super::cuda::add_bias(x, bias)?);
+    }
     if !x.device().is_cpu() {
         return Ok(x.broadcast_add(bias)?);
     }
@@ -136,7 +140,18 @@ enum Unary {
 }
 
 fn unary(op: &'static str, x: &Tensor, kind: Unary) -> Result<Tensor> {
-    check::dtype(op, "x", x, candle_core::DType::F32)?;
+    check::float(op, "x", x)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        use super::cuda::Unary as OnDevice;
+        let kind = match kind {
+            Unary::Silu => OnDevice::Silu,
+            Unary::Gelu => OnDevice::Gelu,
+            Unary::GeluErf => OnDevice::GeluErf,
+            Unary::Tanh => OnDevice::Tanh,
+        };
+        return Ok(super::cuda::unary(x, kind)?);
+    }
     if !x.device().is_cpu() {
         return match kind {
             Unary::Silu => silu_composed(x),
@@ -204,8 +219,18 @@ enum Binary {
 }
 
 fn binary(op: &'static str, a: &Tensor, b: &Tensor, kind: Binary) -> Result<Tensor> {
-    check::dtype(op, "the first operand", a, candle_core::DType::F32)?;
+    check::float(op, "the first operand", a)?;
     check::shape(op, "the second operand", b, a.dims())?;
+    #[cfg(feature = "cuda")]
+    if a.device().is_cuda() {
+        use super::cuda::Binary as OnDevice;
+        let kind = match kind {
+            Binary::Add => OnDevice::Add,
+            Binary::Mul => OnDevice::Mul,
+            Binary::SiluMul => OnDevice::SiluMul,
+        };
+        return Ok(super::cuda::binary(a, b, kind)?);
+    }
     if !a.device().is_cpu() {
         return Ok(match kind {
             Binary::Add => a.add(b)?,

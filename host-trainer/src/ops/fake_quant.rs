@@ -27,12 +27,12 @@ pub fn fake_quant_lora(a: &Tensor, b: &Tensor, row_scale: &[f32], scaling: f32) 
         Ok::<_, quant::QuantError>(codes.dequantize(row_scale, scaling))
     })??;
     let straight = |x: &Tensor, values: Vec<f32>, shape: (usize, usize)| {
-        if device.is_cpu() {
-            return node(&[x], Output::Host(values), shape, || StraightThrough);
-        }
-        // x + (x' - x), the second term without a gradient.
-        let values = Tensor::from_vec(values, shape, device)?;
-        x.add(&values.sub(&x.detach())?)
+        let values = if device.is_cpu() {
+            Output::Host(values)
+        } else {
+            Output::Device(Tensor::from_vec(values, shape, device)?)
+        };
+        node(&[x], values, shape, || StraightThrough)
     };
     Ok((straight(&a, new_a, (rank, inner))?, straight(&b, new_b, (out, rank))?))
 }
@@ -46,5 +46,9 @@ impl Backward for StraightThrough {
 
     fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         sinks[0].pass(args.grad.take());
+    }
+
+    fn device(&self, _: &[Tensor], grad: &Tensor, _: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.clone())])
     }
 }

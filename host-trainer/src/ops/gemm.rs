@@ -245,6 +245,8 @@ fn tiles<const R: usize, const W: usize, const N: usize>(
 pub(super) fn outer(mut c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
     assert!(c.rows <= a.cols && c.cols <= b.cols, "the product does not fit");
     let (rows, cols) = (c.rows, c.cols);
+    #[cfg(test)]
+    counted::add((rows, cols));
     let whole = rows - rows % OUTER_TILE;
     macro_rules! tiles {
         ($width:expr, $from:expr) => {{
@@ -369,5 +371,23 @@ fn store_part<S: Simd, const R: usize, const V: usize>(
         for (c_row, sum) in c_row.iter_mut().zip(pulp::bytemuck::cast_slice::<_, f32>(sums)) {
             *c_row = if c.accumulate { *c_row + sum } else { *sum };
         }
+    }
+}
+
+/// The shapes that [`outer`] has formed in this process. Every gradient of a weight or a factor comes from there.
+#[cfg(test)]
+pub(super) mod counted {
+    use std::collections::BTreeSet;
+    use std::sync::{Mutex, PoisonError};
+
+    static SHAPES: Mutex<BTreeSet<(usize, usize)>> = Mutex::new(BTreeSet::new());
+
+    pub(super) fn add(shape: (usize, usize)) {
+        SHAPES.lock().unwrap_or_else(PoisonError::into_inner).insert(shape);
+    }
+
+    /// Whether one of this shape was formed.
+    pub(in crate::ops) fn contains(shape: (usize, usize)) -> bool {
+        SHAPES.lock().unwrap_or_else(PoisonError::into_inner).contains(&shape)
     }
 }

@@ -26,10 +26,14 @@ pub(super) trait Backward: Send + Sync + 'static {
     /// Name for error messages.
     fn name(&self) -> &'static str;
 
-    /// Adds the gradients of the wanted inputs to their sinks. All slices are contiguous.
-    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]);
+    /// Adds the gradients of the wanted inputs to their sinks. All slices are contiguous. An operator whose outputs are
+    /// on the CPU has this one.
+    fn host(&self, _args: &mut HostArgs<'_>, _sinks: &mut [Sink<'_>]) {
+        unreachable!("{}: its outputs are on a GPU", self.name())
+    }
 
-    /// The gradients on another device than the CPU, from detached tensors; `None` where none is wanted.
+    /// The gradients on another device than the CPU, from detached tensors and a contiguous gradient; `None` where none
+    /// is wanted. Each has the type of its input.
     fn device(
         &self,
         _inputs: &[Tensor],
@@ -92,7 +96,6 @@ pub(super) fn node<B: Backward>(
             Output::Device(tensor) => Ok(tensor),
         };
     }
-    let on_host = matches!(output, Output::Host(_));
     let op: Arc<dyn Backward> = Arc::new(op());
     let adopt = Adopt::new(output, shape, op.clone());
     let result = match *inputs {
@@ -101,9 +104,7 @@ pub(super) fn node<B: Backward>(
         [a, b, c] => a.apply_op3(b, c, adopt),
         _ => unreachable!("an operator has one to three differentiable inputs"),
     }?;
-    if on_host {
-        walk::remember(inputs, &result, op);
-    }
+    walk::remember(inputs, &result, op);
     Ok(result)
 }
 

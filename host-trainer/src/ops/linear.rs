@@ -92,8 +92,28 @@ fn finish_linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dims: Dims, y: O
 }
 
 fn linear_on_device(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, dims: &Dims) -> Result<Tensor> {
-    let y = x.detach().matmul(&w.detach().t()?)?;
-    finish_linear(&x.contiguous()?, &w.contiguous()?, bias, *dims, Output::Device(y))
+    let (x, w) = (x.contiguous()?, w.contiguous()?);
+    let y = product(&x.detach(), &w.detach())?;
+    finish_linear(&x, &w, bias, *dims, Output::Device(y))
+}
+
+/// `x w^T` in the type of `x`, on a device.
+fn product(x: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
+    x.matmul(&w.to_dtype(x.dtype())?.t()?)
+}
+
+/// The gradient `dy^T x` for a trained weight, on a device.
+fn weight_gradient(grad: &Tensor, x: &Tensor) -> candle_core::Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::weight_gradient(grad, x);
+    }
+    grad.t()?.matmul(x)
+}
+
+/// The gradient `dy w` for the input of a linear layer, on a device.
+fn input_gradient(grad: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
+    grad.matmul(&w.to_dtype(grad.dtype())?)
 }
 
 /// Backward of a linear layer whose second input is the weight, unless that is frozen.
@@ -145,9 +165,9 @@ impl Backward for Linear {
         wanted: &[bool],
     ) -> candle_core::Result<Vec<Option<Tensor>>> {
         let w = self.frozen.as_ref().unwrap_or_else(|| &inputs[1]);
-        let dx = if wanted[0] { Some(grad.matmul(w)?) } else { None };
+        let dx = if wanted[0] { Some(input_gradient(grad, w)?) } else { None };
         let dw = match wanted.get(1) {
-            Some(true) => Some(grad.t()?.matmul(&inputs[0])?),
+            Some(true) => Some(weight_gradient(grad, &inputs[0])?.to_dtype(w.dtype())?),
             _ => None,
         };
         Ok(vec![dx, dw])

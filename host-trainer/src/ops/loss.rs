@@ -9,7 +9,8 @@ use super::{OpError, Result, check, math, parallel};
 
 /// `loss = sum over r of weights[r] * (log(sum over c of exp(logits[r, c])) - logits[r, targets[r]]) / sum of weights`.
 ///
-/// `logits` [rows, classes], `targets` u32 [rows], `weights` f32 [rows] (0 leaves a row out); gives a scalar, in nats.
+/// `logits` [rows, classes], `targets` u32 [rows], `weights` f32 [rows] (0 leaves a row out); gives an f32 scalar, in nats.
+/// Targets and weights are best on the CPU, whatever device the logits are on: they are checked there.
 /// Gradient to the logits only: `weights[r] / sum * (softmax - one_hot)`.
 ///
 /// # Errors
@@ -47,6 +48,18 @@ pub fn cross_entropy_groups(
     let (rows, classes) = check::matrix(op, "the logits", logits)?;
     let found: usize = groups.iter().sum();
     check::value(op, "the rows of the groups", found == rows, || rows.to_string(), found)?;
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        let (targets, weights) = host_rows(rows, targets, weights)?;
+        let mut shares = Vec::with_capacity(rows);
+        for &count in groups {
+            let group = shares.len()..shares.len() + count;
+            let weights = &weights[group.clone()];
+            let total = check_rows(classes, &targets[group], weights)?;
+            shares.extend(weights.iter().map(|&weight| (f64::from(weight) / total) as f32));
+        }
+        return Ok(super::cuda::cross_entropy(logits, targets, shares, groups)?);
+    }
     if !logits.device().is_cpu() {
         return composed_groups(logits, targets, weights, groups);
     }
@@ -144,7 +157,7 @@ pub fn cross_entropy_composed(logits: &Tensor, targets: &Tensor, weights: &Tenso
     let shifted = logits.broadcast_sub(&largest)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
     let losses = (log_sum - shifted.gather(&targets, 1)?)?.squeeze(1)?;
-    Ok(((losses * weights)?.sum_all()? / total)?)
+    Ok(((losses * weights.to_device(logits.device())?)?.sum_all()? / total)?)
 }
 
 /// Targets and weights on the host.

@@ -36,8 +36,8 @@
 //! path from a `Var` to the loss: gradients stay right, but the fast walk is given up for candle's.
 //!
 //! On the CPU every operator is one fused pass, cut into pieces that depend on shapes alone: the bits do not depend on
-//! the number of threads. On any other device the operators are composed from candle's (`*_composed`, which also are the
-//! oracles of the tests), except the linear layers, which have their own backward everywhere.
+//! the number of threads. On an NVIDIA GPU (feature `cuda`) they are kernels and cuBLAS products with the same backward;
+//! activations may be bf16 there. `*_composed` are the same formulas in candle's operators, the oracles of the tests.
 
 #![allow(
     clippy::inline_always,
@@ -46,6 +46,8 @@
 
 mod attention;
 mod check;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod elementwise;
 mod error;
 mod fake_quant;

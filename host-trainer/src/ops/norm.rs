@@ -53,6 +53,10 @@ fn norm(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, ep
         check::shape(op, "the bias", bias, &[width])?;
     }
     check::value(op, "the width", width > 0, || "at least 1".into(), width)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return Ok(super::cuda::norm(op, x, weight, bias, eps)?);
+    }
     if !x.device().is_cpu() {
         return match bias {
             Some(bias) => layer_norm_composed(x, weight, bias, eps),

@@ -60,6 +60,10 @@ pub fn rope(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
         width,
     )?;
     check::value("rope", "the number of rows of x", rows == table.rows, || table.rows.to_string(), rows)?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return Ok(super::cuda::rope(x, &table.cos, &table.sin)?);
+    }
     if !x.device().is_cpu() {
         return rope_composed(x, table);
     }

@@ -34,10 +34,12 @@ pub fn add_positions(x: &Tensor, table: &Tensor, seq: usize) -> Result<Tensor> {
     check_sequences(op, rows, seq)?;
     check::value(op, "the sequence length", seq <= positions, || format!("at most {positions}"), seq)?;
     let table = table.detach().narrow(0, 0, seq)?;
-    if !x.device().is_cpu() {
-        return Ok(x.reshape((rows / seq, seq, width))?.broadcast_add(&table)?.reshape((rows, width))?);
-    }
     let x = x.contiguous()?;
+    if !x.device().is_cpu() {
+        let y = x.detach().reshape((rows / seq, seq, width))?.broadcast_add(&table.to_dtype(x.dtype())?)?;
+        let y = Output::Device(y.reshape((rows, width))?);
+        return Ok(node(&[&x], y, (rows, width), || AddPositions)?);
+    }
     let mut y = vec![0.0; rows * width];
     with_host(&[table.contiguous()?], &x.detach(), |table, x| {
         let piece = (seq * width).max(1);
@@ -63,11 +65,13 @@ pub fn prepend_token(x: &Tensor, token: &Tensor, seq: usize) -> Result<Tensor> {
     check_sequences(op, rows, seq)?;
     let batch = rows / seq;
     let shape = (batch * (seq + 1), width);
-    if !x.device().is_cpu() {
-        let token = token.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
-        return Ok(Tensor::cat(&[token, x.reshape((batch, seq, width))?], 1)?.reshape(shape)?);
-    }
     let (x, token) = (x.contiguous()?, token.contiguous()?);
+    if !x.device().is_cpu() {
+        let first =
+            token.detach().to_dtype(x.dtype())?.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
+        let y = Tensor::cat(&[first, x.detach().reshape((batch, seq, width))?], 1)?.reshape(shape)?;
+        return Ok(node(&[&x, &token], Output::Device(y), shape, || PrependToken { seq, width })?);
+    }
     let mut y = Vec::with_capacity(shape.0 * width);
     with_host(&[token.detach()], &x.detach(), |token, x| {
         for sequence in 0..batch {
@@ -113,11 +117,12 @@ pub fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let (count, width) = check::matrix(op, "x", x)?;
     let largest = rows.iter().max().copied().unwrap_or(0);
     check::value(op, "a row", (largest as usize) < count, || format!("below {count}"), largest)?;
-    if !x.device().is_cpu() {
-        let rows = Tensor::new(rows, x.device())?;
-        return Ok(x.index_select(&rows, 0)?);
-    }
     let x = x.contiguous()?;
+    if !x.device().is_cpu() {
+        let y = x.detach().index_select(&Tensor::new(rows, x.device())?, 0)?;
+        let op = || SelectRows { rows: rows.to_vec(), width };
+        return Ok(node(&[&x], Output::Device(y), (rows.len(), width), op)?);
+    }
     let mut y = Vec::with_capacity(rows.len() * width);
     with_values(&x, |x| {
         for &row in rows {
@@ -160,10 +165,12 @@ pub fn mean_pool(x: &Tensor, seq: usize, lengths: &[usize]) -> Result<Tensor> {
         check::value(op, "a length", (1..=seq).contains(&length), || format!("1 to {seq}"), length)?;
     }
     let batch = lengths.len();
-    if !x.device().is_cpu() {
-        return mean_pool_composed(x, seq, lengths);
-    }
     let x = x.contiguous()?;
+    if !x.device().is_cpu() {
+        let y = mean_pool_composed(&x.detach(), seq, lengths)?;
+        let op = || MeanPool { seq, width, lengths: lengths.to_vec() };
+        return Ok(node(&[&x], Output::Device(y), (batch, width), op)?);
+    }
     let mut y = vec![0.0f32; batch * width];
     with_values(&x, |x| {
         let sequences = y.par_chunks_mut(width).zip(x.par_chunks(seq * width)).zip(lengths);
@@ -188,12 +195,17 @@ pub fn mean_pool(x: &Tensor, seq: usize, lengths: &[usize]) -> Result<Tensor> {
 pub fn mean_pool_composed(x: &Tensor, seq: usize, lengths: &[usize]) -> Result<Tensor> {
     let width = x.dim(1)?;
     let batch = lengths.len();
+    let weights = mean_weights(seq, lengths, x)?;
+    Ok(weights.matmul(&x.reshape((batch, seq, width))?)?.reshape((batch, width))?)
+}
+
+/// What each row counts in the mean of its sequence: [batch, 1, seq], of the type and on the device of `x`.
+fn mean_weights(seq: usize, lengths: &[usize], x: &Tensor) -> candle_core::Result<Tensor> {
     let weights: Vec<f32> = lengths
         .iter()
         .flat_map(|&length| (0..seq).map(move |t| if t < length { 1.0 / length as f32 } else { 0.0 }))
         .collect();
-    let weights = Tensor::from_vec(weights, (batch, 1, seq), x.device())?;
-    Ok(weights.matmul(&x.reshape((batch, seq, width))?)?.reshape((batch, width))?)
+    Tensor::from_vec(weights, (lengths.len(), 1, seq), x.device())?.to_dtype(x.dtype())
 }
 
 fn check_sequences(op: &'static str, rows: usize, seq: usize) -> Result<()> {
@@ -210,6 +222,10 @@ impl Backward for AddPositions {
 
     fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         sinks[0].pass(args.grad.take());
+    }
+
+    fn device(&self, _: &[Tensor], grad: &Tensor, _: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(grad.clone())])
     }
 }
 
@@ -243,6 +259,24 @@ impl Backward for PrependToken {
                 }
             }
         });
+    }
+
+    fn device(
+        &self,
+        inputs: &[Tensor],
+        grad: &Tensor,
+        wanted: &[bool],
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let &Self { seq, width } = self;
+        let batch = grad.elem_count() / ((seq + 1) * width);
+        let sequences = grad.reshape((batch, seq + 1, width))?;
+        let dx = sequences.narrow(1, 1, seq)?.contiguous()?.reshape((batch * seq, width))?;
+        let token = if wanted[1] {
+            Some(sequences.narrow(1, 0, 1)?.to_dtype(inputs[1].dtype())?.sum(0)?.flatten_all()?)
+        } else {
+            None
+        };
+        Ok(vec![wanted[0].then_some(dx), token])
     }
 }
 
@@ -286,6 +320,16 @@ impl Backward for SelectRows {
                 parallel::add_assign(&mut dx[row as usize * width..][..width], dy);
             }
         });
+    }
+
+    fn device(
+        &self,
+        inputs: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let rows = Tensor::new(self.rows.as_slice(), grad.device())?;
+        Ok(vec![Some(inputs[0].zeros_like()?.index_add(&rows, grad, 0)?)])
     }
 }
 
@@ -333,5 +377,13 @@ impl Backward for MeanPool {
                 }
             });
         });
+    }
+
+    fn device(&self, _: &[Tensor], grad: &Tensor, _: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let &Self { seq, width, ref lengths } = self;
+        let batch = lengths.len();
+        let weights = mean_weights(seq, lengths, grad)?.transpose(1, 2)?.contiguous()?;
+        let dx = weights.matmul(&grad.reshape((batch, 1, width))?)?;
+        Ok(vec![Some(dx.reshape((batch * seq, width))?)])
     }
 }

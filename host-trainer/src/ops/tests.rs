@@ -1,10 +1,11 @@
 //! Every operator against its composed formula and against finite differences, on both ways to differentiate.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use super::graph::differentiate;
 use super::*;
+use crate::devices::{device, on_each_device};
 use crate::rng::Rng;
 
 mod groups;
@@ -22,7 +23,7 @@ const TOLERANCE: f32 = 2e-5;
 fn random(name: &str, shape: &[usize]) -> Tensor {
     let mut rng = Rng::new(7, name);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(values, shape, &device()).unwrap()
 }
 
 /// The same as a variable.
@@ -56,7 +57,7 @@ fn own_loss(y: &Tensor) -> Result<Tensor> {
     let (rows, width) = y.dims2()?;
     let weighted = mul(y, &random("loss", &[rows, width]))?;
     let sums =
-        frozen_linear(&weighted, &Tensor::ones((1, width), candle_core::DType::F32, &Device::Cpu)?, None)?;
+        frozen_linear(&weighted, &Tensor::ones((1, width), candle_core::DType::F32, &device())?, None)?;
     mean_pool(&sums, rows, &[rows])
 }
 
@@ -123,7 +124,7 @@ fn check_differences(
             let mut changed: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
             let mut values = values(&inputs[index]);
             values[place] += by;
-            changed[index] = Tensor::from_vec(values, inputs[index].shape(), &Device::Cpu).unwrap();
+            changed[index] = Tensor::from_vec(values, inputs[index].shape(), &device()).unwrap();
             exact_loss(&fused(&changed).unwrap())
         };
         let found = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
@@ -137,6 +138,9 @@ fn check_differences(
 }
 
 fn check_threads(name: &str, inputs: &[Tensor], fused: &(impl Fn(&[Tensor]) -> Result<Tensor> + Sync)) {
+    if !device().is_cpu() {
+        return;
+    }
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {

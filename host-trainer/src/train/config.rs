@@ -148,6 +148,8 @@ pub struct TrainConfig {
     /// Before the quantization-aware part, trims the rank of each site to what keeps this fraction of the squared singular
     /// values of its update. `None` keeps the ranks.
     pub explained_variance: Option<f64>,
+    /// Whether the base and the activations are bf16, which needs a GPU; factors, moments, the loss and sums stay f32.
+    pub bf16: bool,
     /// Where to train.
     pub device: DeviceKind,
     /// Sequence number of the adapter file.
@@ -186,6 +188,7 @@ impl Default for TrainConfig {
             save_steps: 0,
             quantization_aware: 0.2,
             explained_variance: None,
+            bf16: false,
             device: DeviceKind::Auto,
             sequence: 1,
         }

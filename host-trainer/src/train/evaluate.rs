@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::batches::{Example, Target, Targets};
 use super::metric::{Metric, MetricName, Tally, negative_log_likelihood};
@@ -58,7 +58,7 @@ fn measure(
     let Targets { batch, targets, weights } = Targets::new(examples.iter().copied(), width);
     let outputs = model.forward(&batch, factors, head)?;
     let n_out = outputs.dim(1)?;
-    let outputs: Vec<f32> = outputs.flatten_all()?.to_vec1()?;
+    let outputs: Vec<f32> = outputs.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
     let mut rows = outputs.chunks_exact(n_out).zip(targets.iter().zip(&weights));
     for example in examples {
         match example.target {

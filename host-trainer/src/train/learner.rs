@@ -18,6 +18,7 @@ use sha2::{Digest as _, Sha256};
 use super::batches::{Order, Targets, split_by_length};
 use super::checkpoint::Checkpoint;
 use super::evaluate::evaluate_float;
+use super::run::open_device;
 use super::stopping::{Best, Patience};
 use super::watch::Watch;
 use super::{Metric, TaskData, TrainConfig, TrainError};
@@ -51,7 +52,29 @@ impl FrozenBase {
     /// # Errors
     /// As [`Model::new`].
     pub fn new(network: &Network, device: &Device) -> Result<Self> {
-        Ok(Self { model: Model::new(network, device)?, name: network.name.clone(), id: network.id() })
+        Self::with_dtype(network, device, DType::F32)
+    }
+
+    /// Puts a quantized network on the device that a task asks for, as bf16 if it asks for that.
+    ///
+    /// # Errors
+    /// As [`Model::new`]; [`TrainError::Device`]; [`TrainError::BadValue`] for bf16 on the CPU, which has no operators for
+    /// it.
+    pub fn for_task(network: &Network, config: &TrainConfig) -> Result<Self> {
+        let device = open_device(config.device)?;
+        if !config.bf16 {
+            return Self::new(network, &device);
+        }
+        if !device.is_cuda() {
+            let expected = "false on the CPU (bf16 needs a GPU: --device cuda)".into();
+            return Err(TrainError::BadValue { key: "bf16", expected, found: "true".into() }.into());
+        }
+        Self::with_dtype(network, &device, DType::BF16)
+    }
+
+    fn with_dtype(network: &Network, device: &Device, dtype: DType) -> Result<Self> {
+        let model = Model::with_dtype(network, device, dtype)?;
+        Ok(Self { model, name: network.name.clone(), id: network.id() })
     }
 }
 
@@ -168,6 +191,11 @@ impl Learner {
             );
         }
         data.check(model, classifies)?;
+        let bf16 = model.dtype() == DType::BF16;
+        if config.bf16 != bf16 {
+            let expected = format!("{bf16}, as the other tasks of the base have it");
+            return Err(TrainError::BadValue { key: "bf16", expected, found: config.bf16.to_string() }.into());
+        }
 
         let (mut params, mut starts) = (BTreeMap::new(), BTreeMap::new());
         for site in &sites {
@@ -404,7 +432,7 @@ impl Learner {
             data: self.data_digest.clone(),
             step: self.step,
             values: self.values()?,
-            state: self.optimizer.state().clone(),
+            state: self.optimizer.state()?,
             best: self.patience.best,
             best_values: self.patience.values.clone(),
             unquantized: self.unquantized.clone(),

@@ -29,7 +29,8 @@ pub struct Trainer(ManyTrainer);
 pub fn open_device(kind: DeviceKind) -> Result<Device> {
     match kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
-        DeviceKind::Auto => Ok(Device::cuda_if_available(0)?),
+        // A build with CUDA also runs on machines without a GPU.
+        DeviceKind::Auto => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
         DeviceKind::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(|error| {
             let reason = error.to_string().trim_end().into();
             TrainError::Device { found: format!("cuda:{ordinal}"), reason }.into()
@@ -52,7 +53,7 @@ impl Trainer {
     /// # Errors
     /// Those of [`Learner::new`]; [`TrainError::Device`].
     pub fn new(config: TrainConfig, network: &Network, data: TaskData) -> Result<Self> {
-        let base = FrozenBase::new(network, &open_device(config.device)?)?;
+        let base = FrozenBase::for_task(network, &config)?;
         let learner = Learner::new(&base, network, config, data)?;
         Ok(Self(ManyTrainer::new(base, vec![learner])))
     }

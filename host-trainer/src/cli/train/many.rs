@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::Serialize;
 
 use super::super::console::Console;
@@ -18,8 +19,8 @@ use super::{Args, CHECKPOINT, LOG, PEFT, RUN, failed, finish};
 use crate::Error;
 use crate::report::{History, SUMMARY, Summary};
 use crate::train::{
-    DeviceKind, Event, FrozenBase, Learner, ManyReporter, ManyTrainer, Reporter, RunLog, Shard, TaskData,
-    TrainConfig, load_tasks, open_device,
+    Event, FrozenBase, Learner, ManyReporter, ManyTrainer, Reporter, RunLog, Shard, TaskData, TrainConfig,
+    load_tasks,
 };
 
 /// What came of a task.
@@ -136,8 +137,11 @@ fn train(
     console: &mut Console<'_>,
 ) -> Outcome {
     let base = load_base(path)?;
-    let device = members.first().and_then(|index| Some(tasks[*index].config.as_ref()?.device));
-    let frozen = FrozenBase::new(&base.network, &open_device(device.unwrap_or(DeviceKind::Cpu))?)?;
+    let first = members.first().and_then(|index| tasks[*index].config.as_ref());
+    let frozen = match first {
+        Some(config) => FrozenBase::for_task(&base.network, config)?,
+        None => FrozenBase::new(&base.network, &Device::Cpu)?,
+    };
     let (mut learners, mut indices, mut logs) = (Vec::new(), Vec::new(), Vec::new());
     for index in members {
         let task = &mut tasks[*index];

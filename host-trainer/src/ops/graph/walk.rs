@@ -52,9 +52,14 @@ pub(in crate::ops) fn differentiate<E: From<candle_core::Error>>(
         tracked.sorted_nodes().iter().all(|node| node.is_variable() || recorded.contains(&node.id()));
     let grads = if own_walk {
         let root = tracked.id();
+        let on_host = tracked.device().is_cpu();
         // The records are the last owners now, so that the walk can free what it has passed.
         drop(tracked);
-        Pool::with_kept(|pool| walk(root, records, pool))?
+        if on_host {
+            Pool::with_kept(|pool| walk(root, records, pool))?
+        } else {
+            walk_on_device(root, &loss, records)?
+        }
     } else {
         drop(records);
         tracked.backward()?
@@ -136,6 +141,36 @@ fn walk(root: TensorId, mut records: Vec<Record>, pool: &Pool) -> candle_core::R
     for leaf in leaves {
         if let Some(grad) = pending.remove(&leaf.id()) {
             grads.insert(&leaf, Tensor::from_vec(grad, leaf.shape(), &Device::Cpu)?);
+        }
+    }
+    Ok(grads)
+}
+
+/// [`walk`] for a loss on a GPU: gradients are tensors there, and an operator gives new ones.
+fn walk_on_device(root: TensorId, loss: &Tensor, mut records: Vec<Record>) -> candle_core::Result<GradStore> {
+    let mut pending: HashMap<TensorId, Tensor> = HashMap::from([(root, loss.ones_like()?)]);
+    let mut leaves: Vec<Tensor> = Vec::new();
+    while let Some(Record { inputs, output, op }) = records.pop() {
+        let Some(grad) = pending.remove(&output.id()) else { continue };
+        let wanted: Vec<bool> = inputs.iter().map(Tensor::track_op).collect();
+        let detached: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
+        let grads = op.device(&detached, &grad.contiguous()?, &wanted)?;
+        for (input, grad) in inputs.iter().zip(grads) {
+            let Some(grad) = grad else { continue };
+            let sum = match pending.remove(&input.id()) {
+                Some(sum) => sum.add(&grad)?,
+                None => grad,
+            };
+            pending.insert(input.id(), sum);
+            if input.is_variable() && !leaves.iter().any(|leaf| leaf.id() == input.id()) {
+                leaves.push(input.clone());
+            }
+        }
+    }
+    let mut grads = GradStore::default();
+    for leaf in leaves {
+        if let Some(grad) = pending.remove(&leaf.id()) {
+            grads.insert(&leaf, grad);
         }
     }
     Ok(grads)

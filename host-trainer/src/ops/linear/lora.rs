@@ -4,11 +4,11 @@
 //! and which candle's own matmul would compute and keep. With many sets of factors the products with the frozen weight run
 //! over all rows together; a group of rows with its own factors gets the bits that it gets alone.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod host;
-#[cfg(test)]
-mod tests;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::super::elementwise::add_bias;
 use super::super::graph::{Backward, HostArgs, Output, Sink, node};
@@ -123,8 +123,13 @@ fn run(
         let count = z.len();
         (Output::Host(y), Tensor::from_vec(z, count, &Device::Cpu)?, bias)
     } else {
-        let (y, z) = forward_device(&x.detach(), &w0, &a.detach(), &b.detach(), &groups)?;
-        (Output::Device(y), z, bias)
+        #[cfg(not(feature = "cuda"))]
+        return Err(candle_core::Error::Msg(format!("{op}: expected tensors on the CPU or a GPU")).into());
+        #[cfg(feature = "cuda")]
+        {
+            let (y, z) = device::forward(&x.detach(), &w0, &a.detach(), &b.detach(), &groups, dims)?;
+            (Output::Device(y), z, bias)
+        }
     };
     let y = node(&[&x, &a, &b], y, (dims.rows, dims.out), || LoraLinear { w0, groups, z, dims })?;
     match bias {
@@ -207,67 +212,15 @@ impl Backward for LoraLinear {
         host::backward(self, args, sinks);
     }
 
+    #[cfg(feature = "cuda")]
     fn device(
         &self,
         inputs: &[Tensor],
         grad: &Tensor,
         wanted: &[bool],
     ) -> candle_core::Result<Vec<Option<Tensor>>> {
-        let [x, a, b] = inputs else { unreachable!("lora_linear has three inputs") };
-        let Dims { inner, out, .. } = self.dims;
-        let (mut low, mut da, mut db) = (Vec::new(), Vec::new(), Vec::new());
-        let mut kept = 0;
-        for part in parts(&self.groups) {
-            let Part { group: &Group { rows, rank, scaling, .. }, .. } = part;
-            if rank == 0 {
-                low.push(Tensor::zeros((rows, inner), DType::F32, grad.device())?);
-                continue;
-            }
-            let (dy, x) = (part.rows(grad)?, part.masked(x)?);
-            let z = self.z.narrow(0, kept, rows * rank)?.reshape((rows, rank))?;
-            kept += rows * rank;
-            let dz = (dy.matmul(&part.b(b, out)?)? * f64::from(scaling))?;
-            if wanted[0] {
-                let dx = dz.matmul(&part.a(a)?)?;
-                low.push(match &part.group.mask {
-                    Some(mask) => dx.mul(mask)?,
-                    None => dx,
-                });
-            }
-            if wanted[1] {
-                da.push(dz.t()?.matmul(&x)?);
-            }
-            if wanted[2] {
-                db.push(dy.t()?.matmul(&z)?.flatten_all()?);
-            }
-        }
-        let dx = if wanted[0] { Some((grad.matmul(&self.w0)? + joined(&low)?)?) } else { None };
-        let da = if wanted[1] { Some(joined(&da)?) } else { None };
-        let db = if wanted[2] { Some(joined(&db)?.reshape(b.shape())?) } else { None };
-        Ok(vec![dx, da, db])
+        device::backward(self, inputs, grad, wanted)
     }
-}
-
-fn forward_device(
-    x: &Tensor,
-    w0: &Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    groups: &[Group],
-) -> Result<(Tensor, Tensor)> {
-    let out = w0.dim(0)?;
-    let (mut low, mut kept) = (Vec::new(), Vec::new());
-    for part in parts(groups) {
-        if part.group.rank == 0 {
-            low.push(Tensor::zeros((part.group.rows, out), DType::F32, x.device())?);
-            continue;
-        }
-        let z = (part.masked(x)?.matmul(&part.a(a)?.t()?)? * f64::from(part.group.scaling))?;
-        low.push(z.matmul(&part.b(b, out)?.t()?)?);
-        kept.push(z.flatten_all()?);
-    }
-    let y = (x.matmul(&w0.t()?)? + joined(&low)?)?;
-    Ok((y, joined(&kept)?))
 }
 
 /// A group and where it lies.
@@ -279,31 +232,6 @@ struct Part<'a> {
     first: usize,
 }
 
-impl Part<'_> {
-    /// Its rows of `x` or `y`.
-    fn rows(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.narrow(0, self.row, self.group.rows)?.contiguous()
-    }
-
-    fn masked(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match &self.group.mask {
-            Some(mask) => self.rows(x)?.mul(mask),
-            None => self.rows(x),
-        }
-    }
-
-    /// Its lora_a, [rank, in].
-    fn a(&self, a: &Tensor) -> candle_core::Result<Tensor> {
-        a.narrow(0, self.first, self.group.rank)
-    }
-
-    /// Its lora_b, [out, rank].
-    fn b(&self, b: &Tensor, out: usize) -> candle_core::Result<Tensor> {
-        let rank = self.group.rank;
-        b.flatten_all()?.narrow(0, out * self.first, out * rank)?.reshape((out, rank))
-    }
-}
-
 /// The groups and where they lie.
 fn parts(groups: &[Group]) -> impl Iterator<Item = Part<'_>> {
     groups.iter().scan((0, 0), |(row, first), group| {
@@ -311,11 +239,4 @@ fn parts(groups: &[Group]) -> impl Iterator<Item = Part<'_>> {
         (*row, *first) = (*row + group.rows, *first + group.rank);
         Some(part)
     })
-}
-
-fn joined(parts: &[Tensor]) -> candle_core::Result<Tensor> {
-    match parts {
-        [one] => Ok(one.clone()),
-        many => Tensor::cat(many, 0),
-    }
 }

@@ -1,5 +1,7 @@
 //! Operators over groups of rows: each group gets the bits that it gets alone.
 
+use candle_core::Device;
+
 use super::*;
 
 /// Rows of a tensor without its history.

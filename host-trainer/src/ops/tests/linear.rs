@@ -1,6 +1,20 @@
 //! Linear layers.
 
+use super::super::gemm::counted;
 use super::*;
+
+on_each_device!(
+    plain_and_frozen,
+    frozen_linear_ignores_variables,
+    lora_with_every_set_of_trained_inputs,
+    groups_with_every_set_of_trained_inputs,
+    lora_never_forms_the_gradient_of_the_frozen_weight,
+    a_zero_b_gives_the_base_output_and_a_gradient_for_b_alone,
+    gradients_add_up_where_a_value_is_used_twice,
+    other_operators_in_between_fall_back_to_candle,
+    refuses_shapes_with_both_in_the_message,
+    a_loss_of_more_than_one_element_is_refused,
+);
 
 // More rows than one piece (256) with a ragged end, so that partial sums are really combined; alpha / rank is not 1.
 const ROWS: usize = 300;
@@ -17,10 +31,9 @@ fn mask() -> Tensor {
     let mut rng = Rng::new(1, "mask");
     let values: Vec<f32> =
         (0..ROWS * INNER).map(|_| if rng.uniform() < 0.3 { 0.0 } else { 1.0 / 0.7 }).collect();
-    Tensor::from_vec(values, (ROWS, INNER), &Device::Cpu).unwrap()
+    Tensor::from_vec(values, (ROWS, INNER), &device()).unwrap()
 }
 
-#[test]
 fn plain_and_frozen() {
     let x = variable("x", &[ROWS, INNER]);
     let bias = random("bias", &[OUT]);
@@ -47,7 +60,6 @@ fn plain_and_frozen() {
     );
 }
 
-#[test]
 fn frozen_linear_ignores_variables() {
     let (x, w, bias) = (variable("x", &[4, 3]), variable("w", &[2, 3]), variable("bias", &[2]));
     let grads = candle_loss(&frozen_linear(&x, &w, Some(&bias)).unwrap()).backward().unwrap();
@@ -55,7 +67,6 @@ fn frozen_linear_ignores_variables() {
     assert!(grads.get(&w).is_none() && grads.get(&bias).is_none());
 }
 
-#[test]
 fn lora_with_every_set_of_trained_inputs() {
     let (w0, mask) = (random("w0", &[OUT, INNER]), mask());
     for set in 1..16u32 {
@@ -96,7 +107,6 @@ fn grouped() -> Vec<(LoraGroup<'static>, bool, usize, usize)> {
         .to_vec()
 }
 
-#[test]
 fn groups_with_every_set_of_trained_inputs() {
     let (w0, mask) = (random("w0", &[OUT, INNER]), mask());
     let masks: Vec<Tensor> = grouped()
@@ -184,7 +194,6 @@ fn a_group_has_the_bits_that_it_has_alone() {
     }
 }
 
-#[test]
 fn lora_never_forms_the_gradient_of_the_frozen_weight() {
     // Even a weight that is a variable is frozen here: neither way to differentiate may store anything for it.
     let (x, w0) = (variable("x", &[ROWS, INNER]), variable("w0", &[OUT, INNER]));
@@ -200,11 +209,10 @@ fn lora_never_forms_the_gradient_of_the_frozen_weight() {
     assert_eq!(own.grads.get_ids().count(), 3);
 }
 
-#[test]
 fn a_zero_b_gives_the_base_output_and_a_gradient_for_b_alone() {
     let (x, w0) = (random("x", &[ROWS, INNER]), random("w0", &[OUT, INNER]));
     let a = variable("a", &[RANK, INNER]);
-    let b = Var::zeros((OUT, RANK), candle_core::DType::F32, &Device::Cpu).unwrap().into_inner();
+    let b = Var::zeros((OUT, RANK), candle_core::DType::F32, &device()).unwrap().into_inner();
     let y = lora_linear(&x, &w0, None, &factors(&a, &b, None)).unwrap();
     assert_eq!(bits(&y), bits(&frozen_linear(&x, &w0, None).unwrap()));
     let grads = candle_loss(&y).backward().unwrap();
@@ -212,7 +220,6 @@ fn a_zero_b_gives_the_base_output_and_a_gradient_for_b_alone() {
     assert!(values(grad(&grads, &a)).iter().all(|&g| g == 0.0));
 }
 
-#[test]
 fn gradients_add_up_where_a_value_is_used_twice() {
     let (w0, w1) = (random("w0", &[INNER, INNER]), random("w1", &[INNER, INNER]));
     check_operator(
@@ -232,7 +239,6 @@ fn gradients_add_up_where_a_value_is_used_twice() {
     );
 }
 
-#[test]
 fn other_operators_in_between_fall_back_to_candle() {
     let (x, w) = (variable("x", &[4, 3]), variable("w", &[2, 3]));
     let run = || own_loss(&linear(&x.tanh()?, &w, None)?);
@@ -244,7 +250,6 @@ fn other_operators_in_between_fall_back_to_candle() {
     }
 }
 
-#[test]
 fn refuses_shapes_with_both_in_the_message() {
     let (x, w0) = (random("x", &[4, 3]), random("w0", &[2, 3]));
     let message = |result: Result<Tensor>| result.unwrap_err().to_string();
@@ -265,9 +270,30 @@ fn refuses_shapes_with_both_in_the_message() {
     assert_eq!(message(linear(&x, &w0, None)), "linear: x has type F64, expected F32");
 }
 
-#[test]
 fn a_loss_of_more_than_one_element_is_refused() {
     let x = variable("x", &[4, 3]);
     let error = value_and_grad(|| silu(&x)).map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "the loss has shape [4, 3], expected one element");
+}
+
+#[test]
+fn no_product_of_the_size_of_a_frozen_weight_is_ever_made_backward() {
+    // Sizes that no other test has, so that what they count does not matter here.
+    let (rows, inner, out, rank) = (29, 53, 37, 5);
+    let x = variable("x", &[rows, inner]);
+    let (w0, a, b) =
+        (variable("w0", &[out, inner]), variable("a", &[rank, inner]), variable("b", &[out, rank]));
+    let run = || {
+        let lora = LoraFactors { a: &a, b: &b, scaling: SCALING, dropout_mask: None };
+        frozen_linear(&lora_linear(&x, &w0, None, &lora)?, &random("w1", &[inner, out]), None)
+    };
+    assert!(differentiate(|| own_loss(&run()?)).unwrap().own_walk);
+    candle_loss(&run().unwrap()).backward().unwrap();
+    assert!(counted::contains((rank, inner)) && counted::contains((rank, out)), "the factors' gradients");
+    assert!(
+        !counted::contains((out, inner)) && !counted::contains((inner, out)),
+        "a frozen weight's gradient"
+    );
+    differentiate(|| own_loss(&linear(&x, &w0, None)?)).unwrap();
+    assert!(counted::contains((out, inner)), "a trained weight's gradient is counted");
 }

@@ -2,7 +2,19 @@
 
 use super::*;
 
-#[test]
+on_each_device!(
+    norms,
+    norm_weights_are_frozen_even_if_they_are_variables,
+    rotary_positions,
+    attention_of_every_kind,
+    attention_with_frozen_inputs_and_large_scores,
+    elementwise,
+    moved_rows,
+    embedding_looks_up_and_has_no_gradient,
+    cross_entropy_is_the_weighted_mean,
+    cross_entropy_refuses_what_has_no_mean,
+);
+
 fn norms() {
     // 5,000 rows of 7 are more than one piece.
     for rows in [6, 5000] {
@@ -23,17 +35,15 @@ fn norms() {
     }
 }
 
-#[test]
 fn norm_weights_are_frozen_even_if_they_are_variables() {
     let (x, weight) = (variable("x", &[3, 5]), variable("weight", &[5]));
     let grads = candle_loss(&rms_norm(&x, &weight, 1e-5).unwrap()).backward().unwrap();
     assert!(grads.get(&weight).is_none() && grads.get(&x).is_some());
 }
 
-#[test]
 fn rotary_positions() {
     let positions: Vec<u32> = (0..30).map(|row| row % 11).collect();
-    let table = RopeTable::new(&positions, &[1.0, 0.3, 0.01], &Device::Cpu).unwrap();
+    let table = RopeTable::new(&positions, &[1.0, 0.3, 0.01], &device()).unwrap();
     check_operator(
         "rope",
         &[variable("x", &[30, 24])],
@@ -49,7 +59,6 @@ fn rotary_positions() {
     assert_eq!(found[at + 1], x[at] * sin + x[at + 1] * cos);
 }
 
-#[test]
 fn attention_of_every_kind() {
     // (n_heads, n_kv_heads, head_size, seq): grouped or not, sizes that are no multiple of a vector.
     for (n_heads, n_kv_heads, head_size, seq) in [(4, 2, 8, 33), (2, 2, 3, 9), (6, 1, 16, 20), (1, 1, 64, 5)]
@@ -75,7 +84,6 @@ fn attention_of_every_kind() {
     }
 }
 
-#[test]
 fn attention_with_frozen_inputs_and_large_scores() {
     let shape = AttentionShape {
         batch: 1,
@@ -105,7 +113,6 @@ fn attention_with_frozen_inputs_and_large_scores() {
     }
 }
 
-#[test]
 fn elementwise() {
     let (a, b) = (variable("a", &[3000, 7]), variable("b", &[3000, 7]));
     check_operator("silu", std::slice::from_ref(&a), |t| silu(&t[0]), |t| silu_composed(&t[0]));
@@ -153,7 +160,6 @@ fn own_logarithm_is_the_logarithm() {
     assert_eq!(math::ln(1.0), 0.0);
 }
 
-#[test]
 fn moved_rows() {
     let (batch, seq, width) = (4, 5, 6);
     let x = variable("x", &[batch * seq, width]);
@@ -184,7 +190,7 @@ fn moved_rows() {
         "select_rows",
         std::slice::from_ref(&x),
         |t| select_rows(&t[0], &rows),
-        |t| Ok(t[0].index_select(&Tensor::new(&rows, &Device::Cpu)?, 0)?),
+        |t| Ok(t[0].index_select(&Tensor::new(&rows, &device())?, 0)?),
     );
     let lengths = [5usize, 1, 3, 4];
     check_operator(
@@ -195,22 +201,20 @@ fn moved_rows() {
     );
 }
 
-#[test]
 fn embedding_looks_up_and_has_no_gradient() {
     let table = variable("table", &[9, 4]);
-    let ids = Tensor::new(&[3u32, 8, 3, 0], &Device::Cpu).unwrap();
+    let ids = Tensor::new(&[3u32, 8, 3, 0], &device()).unwrap();
     let y = embedding(&table, &ids).unwrap();
     assert!(!y.track_op());
     let (y, table_values) = (values(&y), values(&table));
     for (row, id) in [3, 8, 3, 0].into_iter().enumerate() {
         assert_eq!(y[row * 4..][..4], table_values[id * 4..][..4]);
     }
-    let ids = Tensor::new(&[9u32], &Device::Cpu).unwrap();
+    let ids = Tensor::new(&[9u32], &device()).unwrap();
     let error = embedding(&table, &ids).unwrap_err().to_string();
     assert_eq!(error, "embedding: an id is 9, expected below 9");
 }
 
-#[test]
 fn cross_entropy_is_the_weighted_mean() {
     let (rows, classes) = (3000, 11);
     let logits = Var::from_tensor(&(random("logits", &[rows, classes]) * 4.0).unwrap()).unwrap().into_inner();
@@ -219,8 +223,8 @@ fn cross_entropy_is_the_weighted_mean() {
     let weights: Vec<f32> = (0..rows).map(|_| [0.0, 1.0, 0.25][rng.below(3) as usize]).collect();
     let targets: Vec<u32> =
         weights.iter().map(|&w| if w == 0.0 { u32::MAX } else { rng.below(classes as u64) as u32 }).collect();
-    let targets = Tensor::from_vec(targets, rows, &Device::Cpu).unwrap();
-    let weights = Tensor::from_vec(weights, rows, &Device::Cpu).unwrap();
+    let targets = Tensor::from_vec(targets, rows, &device()).unwrap();
+    let weights = Tensor::from_vec(weights, rows, &device()).unwrap();
     let fused = cross_entropy(&logits, &targets, &weights).unwrap();
     let oracle = cross_entropy_composed(&logits, &targets, &weights).unwrap();
     assert_close("cross_entropy", &fused, &oracle, 1e-6);
@@ -235,12 +239,11 @@ fn cross_entropy_is_the_weighted_mean() {
     }
 }
 
-#[test]
 fn cross_entropy_refuses_what_has_no_mean() {
     let logits = random("logits", &[2, 3]);
     let run = |targets: [u32; 2], weights: [f32; 2]| {
-        let targets = Tensor::new(&targets, &Device::Cpu).unwrap();
-        let weights = Tensor::new(&weights, &Device::Cpu).unwrap();
+        let targets = Tensor::new(&targets, &device()).unwrap();
+        let weights = Tensor::new(&weights, &device()).unwrap();
         cross_entropy(&logits, &targets, &weights).unwrap_err().to_string()
     };
     assert_eq!(run([0, 1], [0.0, 0.0]), "cross_entropy: the sum of the weights is 0, expected above 0");

@@ -3,6 +3,12 @@
 use super::*;
 use crate::quant;
 
+on_each_device!(
+    the_forward_is_what_the_codes_stand_for,
+    the_gradient_passes_straight_through,
+    training_can_leave_a_zero_b,
+);
+
 const RANK: usize = 3;
 const INNER: usize = 13;
 const OUT: usize = 10;
@@ -15,7 +21,6 @@ fn row_scale() -> Vec<f32> {
         .collect()
 }
 
-#[test]
 fn the_forward_is_what_the_codes_stand_for() {
     let (a, b) = (random("a", &[RANK, INNER]), (random("b", &[OUT, RANK]) * 0.01).unwrap());
     let row_scale = row_scale();
@@ -40,7 +45,6 @@ fn the_forward_is_what_the_codes_stand_for() {
     }
 }
 
-#[test]
 fn the_gradient_passes_straight_through() {
     let (a, b) = (variable("a", &[RANK, INNER]), variable("b", &[OUT, RANK]));
     let (x, w0) = (random("x", &[20, INNER]), random("w0", &[OUT, INNER]));
@@ -66,10 +70,9 @@ fn the_gradient_passes_straight_through() {
     }
 }
 
-#[test]
 fn training_can_leave_a_zero_b() {
     let a = variable("a", &[RANK, INNER]);
-    let b = Var::zeros((OUT, RANK), candle_core::DType::F32, &Device::Cpu).unwrap().into_inner();
+    let b = Var::zeros((OUT, RANK), candle_core::DType::F32, &device()).unwrap().into_inner();
     let (x, w0) = (random("x", &[20, INNER]), random("w0", &[OUT, INNER]));
     let own = differentiate(|| {
         let (a, b) = fake_quant_lora(&a, &b, &row_scale(), SCALING)?;

@@ -2,7 +2,14 @@
 
 use super::*;
 
-#[test]
+on_each_device!(
+    what_the_loss_does_not_need_gets_nothing,
+    intermediate_values_and_their_gradients_stay_apart,
+    recordings_nest_and_survive_errors,
+    operators_on_constants_are_constants,
+    a_whole_small_transformer_agrees_with_candle,
+);
+
 fn what_the_loss_does_not_need_gets_nothing() {
     let (x, w) = (variable("x", &[4, 3]), variable("w", &[2, 3]));
     let unused = variable("unused", &[2, 3]);
@@ -20,7 +27,6 @@ fn what_the_loss_does_not_need_gets_nothing() {
     assert_eq!(kept.unwrap().dims(), [4, 2]);
 }
 
-#[test]
 fn intermediate_values_and_their_gradients_stay_apart() {
     // Buffers of gradients are used again; none may be one that the caller sees.
     let x = variable("x", &[40, 6]);
@@ -39,7 +45,6 @@ fn intermediate_values_and_their_gradients_stay_apart() {
     assert_eq!(grads[0], grads[2]);
 }
 
-#[test]
 fn recordings_nest_and_survive_errors() {
     let x = variable("x", &[3, 2]);
     let own = differentiate(|| {
@@ -54,7 +59,6 @@ fn recordings_nest_and_survive_errors() {
     assert!(own.grads.get(&x).is_some());
 }
 
-#[test]
 fn operators_on_constants_are_constants() {
     let x = random("x", &[3, 2]);
     assert!(!silu(&x).unwrap().track_op());
@@ -62,7 +66,6 @@ fn operators_on_constants_are_constants() {
     assert_eq!(own.grads.get_ids().count(), 0);
 }
 
-#[test]
 fn a_whole_small_transformer_agrees_with_candle() {
     let (batch, seq, width) = (3, 7, 8);
     let names = ["q", "k", "v", "o", "gate", "up", "down"];
@@ -74,11 +77,11 @@ fn a_whole_small_transformer_agrees_with_candle() {
         })
         .collect();
     let ids: Vec<u32> = (0..batch * seq).map(|i| (i * 5 % 11) as u32).collect();
-    let ids = Tensor::from_vec(ids, batch * seq, &Device::Cpu).unwrap();
+    let ids = Tensor::from_vec(ids, batch * seq, &device()).unwrap();
     let table = random("table", &[11, width]);
-    let norm = Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let norm = Tensor::ones(width, candle_core::DType::F32, &device()).unwrap();
     let positions: Vec<u32> = (0..batch).flat_map(|_| 0..seq as u32).collect();
-    let rope_table = RopeTable::new(&positions, &[1.0, 0.1], &Device::Cpu).unwrap();
+    let rope_table = RopeTable::new(&positions, &[1.0, 0.1], &device()).unwrap();
     let shape = AttentionShape {
         batch,
         seq,
@@ -89,7 +92,7 @@ fn a_whole_small_transformer_agrees_with_candle() {
         scale: 0.5,
         lengths: vec![7, 4, 6],
     };
-    let weights = Tensor::ones(batch * seq, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let weights = Tensor::ones(batch * seq, candle_core::DType::F32, &device()).unwrap();
     let loss = |fused: bool| -> Result<Tensor> {
         let layer = |index: usize, x: &Tensor| {
             let (w0, a, b) = &factors[index];

@@ -144,6 +144,7 @@ pub(super) const KEYS: &[Key] = &[
         c.explained_variance = Some(fraction(v).filter(|part| *part > 0.0)?);
         Some(())
     }),
+    key("bf16", "", "true or false", |c, v| v.as_bool().map(|yes| c.bf16 = yes)),
     key("device", "", "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"", |c, v| {
         c.device = v.as_str()?.parse::<DeviceKind>().ok()?;
         Some(())

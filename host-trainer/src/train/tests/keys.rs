@@ -72,6 +72,7 @@ const CASES: &[(&str, &str, Changes)] = &[
     ("save_steps", "5", Changes::Checkpoints),
     ("quantization_aware", "0.5", Changes::Texts),
     ("explained_variance", "0.5", Changes::Texts),
+    ("bf16", "true", Changes::Refused("bf16: expected false on the CPU")),
     ("device", "cuda:63", Changes::Refused("cuda:63")),
     ("sequence", "7", Changes::Texts),
 ];

@@ -349,3 +349,9 @@ fn an_adapter_of_another_base_is_not_exported() {
     let error = quantize(&adapter, &other, 1).unwrap_err();
     assert!(matches!(error, Error::Train(TrainError::Base { .. })), "{error}");
 }
+
+#[test]
+fn bf16_is_refused_on_the_cpu() {
+    let error = refusal(TrainConfig { bf16: true, ..config() }, texts()).to_string();
+    assert_eq!(error, "bf16: expected false on the CPU (bf16 needs a GPU: --device cuda), found true");
+}

@@ -1,22 +1,29 @@
-//! Full fine-tuning of the same graph, on the same operators: every weight of a linear layer is trained, as are its bias.
-//! The embedding and the norms stay frozen, which favours full fine-tuning in the comparison.
+//! The same graph on the same operators, trained in another way than the trainer does: in full, or for many tasks at once.
+//!
+//! In full, every weight of a linear layer is trained, and its bias; the embedding and the norms stay frozen, which favours
+//! full fine-tuning in the comparison. For many tasks, each has its rows and, at every site but the classifier, its factors.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor, Var};
-use rankpatch::ops::{self, AttentionShape, RopeTable};
+use rankpatch::ops::{self, AttentionShape, LoraGroup, RopeTable, StackedFactors};
 use rankpatch::optim::{AdamW, AdamWConfig, Param};
+use rankpatch::rng::Rng;
 use rankpatch::train::{DeviceKind, Example, Sequence, open_device};
 use rankpatch_format::graph::{Op, ValueId};
 use rankpatch_format::write::{self, Network};
 
 /// A run over one batch, again and again.
-pub(crate) struct FullFineTuning {
+pub(crate) struct GraphRun {
     ops: Vec<Op>,
     output: ValueId,
     /// Weights by their place: variables where a linear layer reads them.
     tensors: Vec<Tensor>,
+    /// Stacked factors of the tasks, by the place of the operator; none when training in full.
+    factors: BTreeMap<usize, (Var, Var)>,
+    tasks: usize,
+    rank: usize,
     optimizer: AdamW,
     batch: usize,
     seq: usize,
@@ -26,13 +33,33 @@ pub(crate) struct FullFineTuning {
     device: Device,
 }
 
-impl FullFineTuning {
-    pub(crate) fn new(network: &Network, examples: &[Example], device: DeviceKind) -> Result<Self> {
+impl GraphRun {
+    /// With rank 0 in full; otherwise so many tasks, to whom the examples belong one after the other.
+    pub(crate) fn new(
+        network: &Network,
+        examples: &[Example],
+        device: DeviceKind,
+        (tasks, rank): (usize, usize),
+    ) -> Result<Self> {
         let device = open_device(device)?;
         let mut tensors = network.tensors.iter().map(|t| float(t, &device)).collect::<Result<Vec<_>>>()?;
         let mut params = BTreeMap::new();
-        for op in &network.ops {
+        let mut factors = BTreeMap::new();
+        for (index, op) in network.ops.iter().enumerate() {
             let Op::Linear { weight, bias, .. } = *op else { continue };
+            if rank > 0 {
+                if index == usize::from(network.output) {
+                    continue;
+                }
+                let (out, inner) = tensors[usize::from(weight)].dims2()?;
+                let values = Rng::new(3, "factors").kaiming_uniform(inner, tasks * rank * inner);
+                let a = Var::from_vec(values, (tasks * rank, inner), &device)?;
+                let b = Var::zeros(tasks * out * rank, candle_core::DType::F32, &device)?;
+                params.insert(format!("{index}.a"), Param::new(a.clone()));
+                params.insert(format!("{index}.b"), Param::new(b.clone()));
+                factors.insert(index, (a, b));
+                continue;
+            }
             for id in [weight].into_iter().chain(bias).map(usize::from) {
                 if !tensors[id].is_variable() {
                     let var = Var::from_tensor(&tensors[id])?;
@@ -52,6 +79,9 @@ impl FullFineTuning {
             ops: network.ops.clone(),
             output: network.output,
             tensors,
+            factors,
+            tasks,
+            rank,
             optimizer: AdamW::new(
                 params,
                 AdamWConfig { max_grad_norm: Some(1.0), ..AdamWConfig::default() },
@@ -79,18 +109,25 @@ impl FullFineTuning {
     fn loss(&self) -> ops::Result<Tensor> {
         let mut values: Vec<Option<Tensor>> = vec![None; self.ops.len()];
         for index in 0..=usize::from(self.output) {
-            let value = self.value(&self.ops[index], &values)?;
+            let value = self.value(index, &values)?;
             values[index] = Some(value);
         }
         ops::cross_entropy(get(&values, self.output)?, &self.targets, &self.weights)
     }
 
-    fn value(&self, op: &Op, values: &[Option<Tensor>]) -> ops::Result<Tensor> {
+    fn value(&self, index: usize, values: &[Option<Tensor>]) -> ops::Result<Tensor> {
         let tensor = |id: u16| &self.tensors[usize::from(id)];
         let get = |id: ValueId| get(values, id);
-        match *op {
+        match self.ops[index] {
             Op::Embedding { table } => ops::embedding(tensor(table), &self.ids),
-            Op::Linear { input, weight, bias } => ops::linear(get(input)?, tensor(weight), bias.map(tensor)),
+            Op::Linear { input, weight, bias } => {
+                let (x, weight, bias) = (get(input)?, tensor(weight), bias.map(tensor));
+                let Some((a, b)) = self.factors.get(&index) else { return ops::linear(x, weight, bias) };
+                let rows = x.dim(0)? / self.tasks;
+                let group = LoraGroup { rows, rank: self.rank, scaling: 2.0, dropout_mask: None };
+                let groups = vec![group; self.tasks];
+                ops::lora_linear_groups(x, weight, bias, &StackedFactors { a, b, groups: &groups })
+            }
             Op::RmsNorm { input, weight, eps } => ops::rms_norm(get(input)?, tensor(weight), eps),
             Op::LayerNorm { input, weight, bias, eps } => {
                 ops::layer_norm(get(input)?, tensor(weight), tensor(bias), eps)
