@@ -64,10 +64,20 @@ impl Parts {
         (self.tensors.len() - 1) as TensorId
     }
 
-    fn matrix(&mut self, rows: usize, cols: usize) -> TensorId {
+    fn random(&mut self, rows: usize, cols: usize) -> Vec<f32> {
         let bound = (cols as f32).sqrt().recip();
-        let data = (0..rows * cols).map(|_| self.rng.uniform_in(-bound, bound)).collect();
+        (0..rows * cols).map(|_| self.rng.uniform_in(-bound, bound)).collect()
+    }
+
+    fn matrix(&mut self, rows: usize, cols: usize) -> TensorId {
+        let data = self.random(rows, cols);
         self.tensor(Tensor::Matrix { rows: rows as u32, cols: cols as u32, data })
+    }
+
+    /// A table that stays in float.
+    fn table(&mut self, rows: usize, cols: usize) -> TensorId {
+        let data = self.random(rows, cols);
+        self.tensor(Tensor::Floats { rows: rows as u32, cols: cols as u32, data })
     }
 
     fn vector(&mut self, data: Vec<f32>) -> TensorId {
@@ -114,7 +124,7 @@ fn llama(net: &mut Parts, config: &Config, mut x: ValueId) -> ValueId {
 
 fn gpt2(net: &mut Parts, config: &Config, x: ValueId) -> ValueId {
     let &Config { dim, hidden, layers, seq, .. } = config;
-    let positions = net.matrix(seq, dim);
+    let positions = net.table(seq, dim);
     let mut x = net.op(Op::AddPosition { input: x, table: positions });
     let layer_norm = |net: &mut Parts, input| {
         let (weight, bias) = (net.vector(vec![1.0; dim]), net.vector(vec![0.0; dim]));
