@@ -242,7 +242,7 @@ fn unfit_data_end_with_one_message() {
         exit::BAD_INPUT,
         "expected texts without prompts, for packing",
     );
-    train(&pairs, "--device cuda", exit::FAILURE, "found \"cuda:0\"");
+    train(&pairs, "--device cuda:63", exit::FAILURE, "found \"cuda:63\"");
     let unseen = b"{\"text\": \"a\", \"label\": \"x\"}\n{\"text\": \"b\", \"label\": \"y\"}\n";
     fixture.write("test.jsonl", b"{\"text\": \"a\", \"label\": \"z\"}\n");
     train(

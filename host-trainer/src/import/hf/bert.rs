@@ -116,19 +116,8 @@ fn encoder(parts: &mut Parts, first: usize) -> Result<Encoder> {
         let v = parts.linear(&name("attention.self.value"), x, [dim, dim], true)?;
         let (n_heads, causal) = (n_heads as u16, false);
         let scale = 1.0 / (head_size as f32).sqrt();
-        let mut a = parts.net.op(Op::Attention { q, k, v, n_heads, n_kv_heads: n_heads, causal, scale });
-        if layer + 1 == n_layers {
-            a = parts.net.op(Op::SelectRow { input: a, row: 0 });
-            x = parts.net.op(Op::SelectRow { input: x, row: 0 });
-        }
-        let o = parts.linear(&name("attention.output.dense"), a, [dim, dim], true)?;
-        x = parts.net.op(Op::Add { a: x, b: o });
-        x = parts.layer_norm(&name("attention.output.LayerNorm"), x, dim, eps)?;
-        let up = parts.linear(&name("intermediate.dense"), x, [hidden_dim, dim], true)?;
-        let up = parts.activation("hidden_act", up)?;
-        let down = parts.linear(&name("output.dense"), up, [dim, hidden_dim], true)?;
-        x = parts.net.op(Op::Add { a: x, b: down });
-        x = parts.layer_norm(&name("output.LayerNorm"), x, dim, eps)?;
+        let a = parts.net.op(Op::Attention { q, k, v, n_heads, n_kv_heads: n_heads, causal, scale });
+        x = parts.after_attention(layer, a, x, [dim, hidden_dim], eps, layer + 1 == n_layers)?;
     }
     Ok(Encoder { row: x, dim, max_rows })
 }

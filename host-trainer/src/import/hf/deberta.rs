@@ -142,21 +142,9 @@ fn encoder(parts: &mut Parts, sizes: &Sizes) -> Result<ValueId> {
         let v = parts.linear(&name("attention.self.value_proj"), x, [dim, dim], true)?;
         let (n_heads, buckets, max_distance) = (n_heads as u16, positions.buckets, positions.max_distance);
         let attention = HostOp::RelativeAttention { q, k, v, n_heads, scale, buckets, max_distance };
-        let mut a = parts.net.op(Op::Host(attention));
-        // Rows do not meet after the last attention, and a task reads the first.
+        let a = parts.net.op(Op::Host(attention));
         let last = layer + 1 == n_layers;
-        if last {
-            a = parts.net.op(Op::SelectRow { input: a, row: 0 });
-            x = parts.net.op(Op::SelectRow { input: x, row: 0 });
-        }
-        let o = parts.linear(&name("attention.output.dense"), a, [dim, dim], true)?;
-        x = parts.net.op(Op::Add { a: x, b: o });
-        x = parts.layer_norm(&name("attention.output.LayerNorm"), x, dim, eps)?;
-        let up = parts.linear(&name("intermediate.dense"), x, [hidden_dim, dim], true)?;
-        let up = parts.activation("hidden_act", up)?;
-        let down = parts.linear(&name("output.dense"), up, [dim, hidden_dim], true)?;
-        x = parts.net.op(Op::Add { a: x, b: down });
-        x = parts.layer_norm(&name("output.LayerNorm"), x, dim, eps)?;
+        x = parts.after_attention(layer, a, x, [dim, hidden_dim], eps, last)?;
         if layer == 0
             && let Some(mut convolved) = convolution(parts, embedded, dim)?
         {

@@ -135,6 +135,32 @@ impl Parts {
         Ok(self.net.op(op))
     }
 
+    /// What follows the attention `a` in a layer of a post-norm encoder (BERT's names): its output projection, the feed-forward
+    /// part, and both norms. In the `last` layer only for the first row: rows do not meet after it, and a task reads the first.
+    pub(super) fn after_attention(
+        &mut self,
+        layer: usize,
+        mut a: ValueId,
+        mut x: ValueId,
+        [dim, hidden_dim]: [usize; 2],
+        eps: f64,
+        last: bool,
+    ) -> Result<ValueId> {
+        let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+        if last {
+            a = self.net.op(Op::SelectRow { input: a, row: 0 });
+            x = self.net.op(Op::SelectRow { input: x, row: 0 });
+        }
+        let o = self.linear(&name("attention.output.dense"), a, [dim, dim], true)?;
+        x = self.net.op(Op::Add { a: x, b: o });
+        x = self.layer_norm(&name("attention.output.LayerNorm"), x, dim, eps)?;
+        let up = self.linear(&name("intermediate.dense"), x, [hidden_dim, dim], true)?;
+        let up = self.activation("hidden_act", up)?;
+        let down = self.linear(&name("output.dense"), up, [dim, hidden_dim], true)?;
+        x = self.net.op(Op::Add { a: x, b: down });
+        self.layer_norm(&name("output.LayerNorm"), x, dim, eps)
+    }
+
     /// The output of a language model: over the embedding's table, or over a weight of its own.
     pub(super) fn lm_head(
         &mut self,
