@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use rankpatch_format::adapter::Pooling;
 use rankpatch_format::graph::{Op, Rows, Shape, TensorId, ValueId};
 use rankpatch_format::write::{self, Network};
@@ -21,10 +21,12 @@ mod host;
 mod patches;
 #[cfg(test)]
 mod tests;
+mod variables;
 
 pub use batch::{Batch, Input};
 use patches::Patches;
 pub use patches::{StackedFactors, StackedGroup};
+pub(crate) use variables::tensors;
 
 /// The low-rank factors of one site: delta_weight = scaling * lora_b lora_a.
 #[derive(Debug, Clone)]
@@ -64,12 +66,15 @@ pub struct SiteInfo {
     pub writes_output: bool,
 }
 
-/// A network on a device (CPU or GPU), ready to run. Nothing in it is ever trained.
+/// A network on a device (CPU or GPU), ready to run. Nothing in it is ever trained, unless it was made
+/// [trainable](Model::trainable).
 #[derive(Debug, Clone)]
 pub struct Model {
     ops: Vec<Op>,
     shapes: Vec<Shape>,
     tensors: Vec<Tensor>,
+    /// Those that are weights of a trainable model.
+    variables: BTreeMap<TensorId, Var>,
     /// inv_freq of each rotary operator, by tensor.
     inv_freq: BTreeMap<TensorId, Vec<f32>>,
     /// The relative positions that each operator reads, if it reads any.
@@ -175,6 +180,7 @@ impl Model {
             positions: host::positions(&network.ops, &shapes, network.max_rows as usize),
             shapes,
             tensors,
+            variables: BTreeMap::new(),
             inv_freq,
             site_of,
             sites,
@@ -410,7 +416,7 @@ impl Model {
                 let (x, w) = (pass.get(input)?, self.tensor(weight));
                 let bias = bias.map(|bias| self.tensor(bias));
                 match self.site_of[index] {
-                    None => ops::frozen_linear(x, w, bias)?,
+                    None => ops::linear(x, w, bias)?,
                     Some(site) => {
                         let rows = batches.iter().map(|batch| batch.sequences * self.rows(input, batch));
                         factors.linear(site, x, w, bias, rows)?

@@ -18,6 +18,7 @@ pub mod lora;
 pub mod ops;
 pub mod optim;
 pub mod peft;
+pub mod pretrain;
 pub mod quant;
 pub mod report;
 pub mod rng;

@@ -7,7 +7,7 @@ use crate::Result;
 
 /// A network under construction.
 #[derive(Default)]
-pub(super) struct Builder {
+pub(crate) struct Builder {
     ops: Vec<Op>,
     tensors: Vec<Tensor>,
     tensor_names: Vec<String>,
@@ -15,18 +15,18 @@ pub(super) struct Builder {
 }
 
 /// What a network has besides operators and tensors.
-pub(super) struct Frame {
-    pub(super) name: String,
-    pub(super) labels: Vec<String>,
-    pub(super) output: ValueId,
-    pub(super) features: ValueId,
-    pub(super) max_rows: u32,
-    pub(super) vocabulary: Option<Vocabulary>,
+pub(crate) struct Frame {
+    pub(crate) name: String,
+    pub(crate) labels: Vec<String>,
+    pub(crate) output: ValueId,
+    pub(crate) features: ValueId,
+    pub(crate) max_rows: u32,
+    pub(crate) vocabulary: Option<Vocabulary>,
 }
 
 impl Builder {
     /// Appends an operator.
-    pub(super) fn op(&mut self, op: Op) -> ValueId {
+    pub(crate) fn op(&mut self, op: Op) -> ValueId {
         self.ops.push(op);
         (self.ops.len() - 1) as ValueId
     }
@@ -39,19 +39,19 @@ impl Builder {
     }
 
     /// Appends a matrix `[rows, data.len() / rows]` that is to be quantized.
-    pub(super) fn matrix(&mut self, name: impl Into<String>, rows: usize, data: Vec<f32>) -> TensorId {
+    pub(crate) fn matrix(&mut self, name: impl Into<String>, rows: usize, data: Vec<f32>) -> TensorId {
         let cols = (data.len() / rows) as u32;
         self.tensor(name, Tensor::Matrix { rows: rows as u32, cols, data })
     }
 
     /// Appends a table `[rows, data.len() / rows]` that stays f32; a vector has one row.
-    pub(super) fn floats(&mut self, name: impl Into<String>, rows: usize, data: Vec<f32>) -> TensorId {
+    pub(crate) fn floats(&mut self, name: impl Into<String>, rows: usize, data: Vec<f32>) -> TensorId {
         let cols = (data.len() / rows) as u32;
         self.tensor(name, Tensor::Floats { rows: rows as u32, cols, data })
     }
 
     /// Appends the site `name`, with a weight that is there already.
-    pub(super) fn site(
+    pub(crate) fn site(
         &mut self,
         name: impl Into<String>,
         input: ValueId,
@@ -64,7 +64,7 @@ impl Builder {
 
     /// Appends the site `name` with its weight `name.weight` `[rows, data.len() / rows]` and, if there is one, its bias
     /// `name.bias`.
-    pub(super) fn linear(
+    pub(crate) fn linear(
         &mut self,
         name: &str,
         input: ValueId,
@@ -78,7 +78,7 @@ impl Builder {
     }
 
     /// The network, its shapes checked.
-    pub(super) fn finish(self, frame: Frame) -> Result<Network> {
+    pub(crate) fn finish(self, frame: Frame) -> Result<Network> {
         let Self { ops, tensors, tensor_names, site_names } = self;
         let Frame { name, labels, output, features, max_rows, vocabulary } = frame;
         let network = Network {

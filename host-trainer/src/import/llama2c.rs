@@ -4,6 +4,7 @@
 //! vocab_size says that the classifier is a tensor of its own), then f32 tensors, `[out, in]` row-major, the layer
 //! first. Tokenizer: `i32` longest piece, then score `f32`, length `i32` and bytes of each piece.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::graph::{Op, ValueId};
@@ -22,7 +23,7 @@ const BOS: u16 = 1;
 const EOS: u16 = 2;
 const BYTE_BASE: u16 = 3;
 /// The first id that encoding may look up.
-const FIRST_PIECE: u16 = BYTE_BASE + 256;
+pub(crate) const FIRST_PIECE: u16 = BYTE_BASE + 256;
 
 /// The header of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,12 +126,6 @@ impl<'a> Reader<'a> {
         Ok(bytes.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number)).collect())
     }
 
-    /// The next `layers` tensors of `count` numbers each.
-    fn layers(&mut self, name: &str, layers: usize, count: usize) -> Result<std::vec::IntoIter<Vec<f32>>> {
-        let tensors = (0..layers).map(|layer| self.tensor(&format!("{name}.{layer}"), count));
-        Ok(tensors.collect::<Result<Vec<_>>>()?.into_iter())
-    }
-
     /// Refuses bytes that nothing has read.
     fn finish(self, what: &str) -> Result<()> {
         let found = self.bytes.len();
@@ -179,44 +174,68 @@ pub fn load(checkpoint: &Path, tokenizer: &Path) -> Result<Network> {
     let mut file = Reader::new(checkpoint, &bytes);
     let config = Config::read(&mut file)?;
     let vocabulary = read_vocabulary(tokenizer, config.vocab_size)?;
-    let Config { dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len, .. } = config;
+    let Config { dim, hidden_dim, n_layers, n_kv_heads, vocab_size, seq_len, .. } = config;
     let kv_dim = n_kv_heads * config.head_size();
 
-    let embedding = file.tensor("token_embedding", vocab_size * dim)?;
-    let mut rms_att = file.layers("rms_att", n_layers, dim)?;
-    let mut wq = file.layers("wq", n_layers, dim * dim)?;
-    let mut wk = file.layers("wk", n_layers, kv_dim * dim)?;
-    let mut wv = file.layers("wv", n_layers, kv_dim * dim)?;
-    let mut wo = file.layers("wo", n_layers, dim * dim)?;
-    let mut rms_ffn = file.layers("rms_ffn", n_layers, dim)?;
-    let mut w1 = file.layers("w1", n_layers, hidden_dim * dim)?;
-    let mut w2 = file.layers("w2", n_layers, dim * hidden_dim)?;
-    let mut w3 = file.layers("w3", n_layers, hidden_dim * dim)?;
-    let rms_final = file.tensor("rms_final", dim)?;
+    let mut weights: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    weights.insert("embed".into(), file.tensor("token_embedding", vocab_size * dim)?);
+    let layers = [
+        ("rms_att", "attn.norm", dim),
+        ("wq", "attn.q", dim * dim),
+        ("wk", "attn.k", kv_dim * dim),
+        ("wv", "attn.v", kv_dim * dim),
+        ("wo", "attn.o", dim * dim),
+        ("rms_ffn", "ffn.norm", dim),
+        ("w1", "ffn.gate", hidden_dim * dim),
+        ("w2", "ffn.down", dim * hidden_dim),
+        ("w3", "ffn.up", hidden_dim * dim),
+    ];
+    for (theirs, ours, count) in layers {
+        for layer in 0..n_layers {
+            let tensor = file.tensor(&format!("{theirs}.{layer}"), count)?;
+            weights.insert(format!("layers.{layer}.{ours}"), tensor);
+        }
+    }
+    weights.insert("norm".into(), file.tensor("rms_final", dim)?);
     // Tables of cosines and sines that llama2.c itself reads past.
     file.tensor("freq_cis_real", seq_len * config.head_size() / 2)?;
     file.tensor("freq_cis_imag", seq_len * config.head_size() / 2)?;
-    let classifier =
-        if config.shared_classifier { None } else { Some(file.tensor("wcls", vocab_size * dim)?) };
+    if !config.shared_classifier {
+        weights.insert("lm_head".into(), file.tensor("wcls", vocab_size * dim)?);
+    }
     file.finish("checkpoint")?;
+    let name = checkpoint.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    // The graph asks for what was read just now.
+    graph(name, &config, vocabulary, |name, _| weights.remove(name).unwrap_or_default())
+}
 
+/// A decoder of this shape. `weight` gives the numbers of each tensor by its name in the graph without `.weight`, and is told how
+/// many there are.
+pub(crate) fn graph(
+    name: String,
+    config: &Config,
+    vocabulary: Vocabulary,
+    mut weight: impl FnMut(&str, usize) -> Vec<f32>,
+) -> Result<Network> {
+    let &Config { dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len, .. } = config;
+    let kv_dim = n_kv_heads * config.head_size();
     let mut net = Builder::default();
-    let embedding = net.matrix("embed.weight", vocab_size, embedding);
+    let embedding = net.matrix("embed.weight", vocab_size, weight("embed", vocab_size * dim));
     let inv_freq = net.floats("rope.inv_freq", 1, inv_freq(config.head_size()));
     let mut x = net.op(Op::Embedding { table: embedding });
     for layer in 0..n_layers {
-        let next = |tensors: &mut std::vec::IntoIter<Vec<f32>>| tensors.next().unwrap_or_default();
-        let norm = |net: &mut Builder, name: &str, input: ValueId, weight: Vec<f32>| {
-            let weight = net.floats(format!("layers.{layer}.{name}.weight"), 1, weight);
+        let name = |part: &str| format!("layers.{layer}.{part}");
+        let mut norm = |net: &mut Builder, part: &str, input: ValueId| {
+            let weight = net.floats(format!("{}.weight", name(part)), 1, weight(&name(part), dim));
             net.op(Op::RmsNorm { input, weight, eps: RMS_EPS })
         };
-        let site = |net: &mut Builder, name: &str, input: ValueId, rows: usize, weight: Vec<f32>| {
-            net.linear(&format!("layers.{layer}.{name}"), input, rows, weight, None)
+        let h = norm(&mut net, "attn.norm", x);
+        let mut site = |net: &mut Builder, part: &str, input: ValueId, rows: usize, cols: usize| {
+            net.linear(&name(part), input, rows, weight(&name(part), rows * cols), None)
         };
-        let h = norm(&mut net, "attn.norm", x, next(&mut rms_att));
-        let q = site(&mut net, "attn.q", h, dim, next(&mut wq));
-        let k = site(&mut net, "attn.k", h, kv_dim, next(&mut wk));
-        let v = site(&mut net, "attn.v", h, kv_dim, next(&mut wv));
+        let q = site(&mut net, "attn.q", h, dim, dim);
+        let k = site(&mut net, "attn.k", h, kv_dim, dim);
+        let v = site(&mut net, "attn.v", h, kv_dim, dim);
         let q = net.op(Op::Rope { input: q, inv_freq });
         let k = net.op(Op::Rope { input: k, inv_freq });
         let attention = net.op(Op::Attention {
@@ -228,25 +247,30 @@ pub fn load(checkpoint: &Path, tokenizer: &Path) -> Result<Network> {
             causal: true,
             scale: 1.0 / (config.head_size() as f32).sqrt(),
         });
-        let o = site(&mut net, "attn.o", attention, dim, next(&mut wo));
+        let o = site(&mut net, "attn.o", attention, dim, dim);
         x = net.op(Op::Add { a: x, b: o });
-        let h = norm(&mut net, "ffn.norm", x, next(&mut rms_ffn));
-        let gate = site(&mut net, "ffn.gate", h, hidden_dim, next(&mut w1));
+        let scale = net.floats(format!("{}.weight", name("ffn.norm")), 1, weight(&name("ffn.norm"), dim));
+        let h = net.op(Op::RmsNorm { input: x, weight: scale, eps: RMS_EPS });
+        let mut site = |net: &mut Builder, part: &str, input: ValueId, rows: usize, cols: usize| {
+            net.linear(&name(part), input, rows, weight(&name(part), rows * cols), None)
+        };
+        let gate = site(&mut net, "ffn.gate", h, hidden_dim, dim);
         let gate = net.op(Op::Silu { input: gate });
-        let up = site(&mut net, "ffn.up", h, hidden_dim, next(&mut w3));
+        let up = site(&mut net, "ffn.up", h, hidden_dim, dim);
         let gated = net.op(Op::Mul { a: gate, b: up });
-        let down = site(&mut net, "ffn.down", gated, dim, next(&mut w2));
+        let down = site(&mut net, "ffn.down", gated, dim, hidden_dim);
         x = net.op(Op::Add { a: x, b: down });
     }
-    let weight = net.floats("norm.weight", 1, rms_final);
-    let features = net.op(Op::RmsNorm { input: x, weight, eps: RMS_EPS });
-    let classifier = match classifier {
-        None => embedding,
-        Some(classifier) => net.matrix("lm_head.weight", vocab_size, classifier),
+    let norm = net.floats("norm.weight", 1, weight("norm", dim));
+    let features = net.op(Op::RmsNorm { input: x, weight: norm, eps: RMS_EPS });
+    let classifier = if config.shared_classifier {
+        embedding
+    } else {
+        net.matrix("lm_head.weight", vocab_size, weight("lm_head", vocab_size * dim))
     };
     let output = net.site("lm_head", features, classifier, None);
     net.finish(Frame {
-        name: checkpoint.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()),
+        name,
         labels: Vec::new(),
         output,
         features,
@@ -262,7 +286,7 @@ fn inv_freq(head_size: usize) -> Vec<f32> {
 
 /// Reads a tokenizer of `vocab_size` pieces. Byte tokens, which the file spells `<0x41>`, become the byte itself; they
 /// and the special ids are not looked up by encoding.
-fn read_vocabulary(path: &Path, vocab_size: usize) -> Result<Vocabulary> {
+pub(crate) fn read_vocabulary(path: &Path, vocab_size: usize) -> Result<Vocabulary> {
     if vocab_size < usize::from(FIRST_PIECE) {
         return Err(Error::field(path, "vocab_size", format!("at least {FIRST_PIECE}"), vocab_size));
     }
@@ -288,7 +312,19 @@ fn read_vocabulary(path: &Path, vocab_size: usize) -> Result<Vocabulary> {
         }
         *piece = vec![byte];
     }
-    Ok(Vocabulary {
+    Ok(vocabulary(pieces))
+}
+
+/// The vocabulary of Llama's special ids, the bytes, and these pieces, which encoding puts together by their scores.
+pub(crate) fn learned_vocabulary(learned: Vec<(Vec<u8>, f32)>) -> Vocabulary {
+    let special = ["<unk>", "\n<s>\n", "\n</s>\n"].map(|piece| (piece.as_bytes().to_vec(), 0.0));
+    let bytes = (0..=u8::MAX).map(|byte| (vec![byte], 0.0));
+    vocabulary(special.into_iter().chain(bytes).chain(learned).collect())
+}
+
+fn vocabulary(pieces: Vec<(Vec<u8>, f32)>) -> Vocabulary {
+    let vocab_size = pieces.len();
+    Vocabulary {
         searchable: (FIRST_PIECE..=u16::MAX).take(vocab_size - usize::from(FIRST_PIECE)).collect(),
         pieces,
         info: TokenizerInfo {
@@ -300,5 +336,5 @@ fn read_vocabulary(path: &Path, vocab_size: usize) -> Result<Vocabulary> {
             byte_base: BYTE_BASE,
             prefix_space: true,
         },
-    })
+    }
 }

@@ -2,10 +2,11 @@
 //!
 //! Importers name the sites, and only they know a model's own file format. They do not quantize.
 
-mod build;
+pub(crate) mod build;
 pub mod hf;
 pub mod kwt;
 pub mod llama2c;
+pub mod network;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 ///
 /// | file | model |
 /// | --- | --- |
+/// | `network.json` and `network.safetensors` | a network of this trainer's, see [`network`] |
 /// | `config.json` and `model.safetensors` | a folder of Hugging Face's `transformers`, see [`hf::load`] |
 /// | `*.bin` | llama2.c, version 0, with its tokenizer `tok*.bin` beside it |
 /// | `*.safetensors` | KWT, with `labels.txt` beside it |
@@ -26,6 +28,9 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::UnknownFile`] if the path is no such file or a folder with none or several; whatever the importer refuses.
 pub fn load(path: &Path) -> Result<Network> {
+    if network::is_folder(path) {
+        return network::load(path);
+    }
     if hf::is_folder(path) {
         return hf::load(path);
     }

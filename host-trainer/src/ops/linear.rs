@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, Packed, Target, multiply, outer};
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_values};
+use super::parallel::sum_in_order;
 use super::{Result, check};
 
 pub(super) mod lora;
@@ -191,15 +192,4 @@ fn with_bias<'a>(y: &'a mut [f32], out: usize, bias: Option<&[f32]>) -> Target<'
     }
     let rows = y.len() / out;
     Target::new(y, rows, out).accumulate(bias.is_some())
-}
-
-fn sum_in_order<'a>(sum: &mut [f32], accumulate: bool, terms: impl Iterator<Item = &'a [f32]>) {
-    if !accumulate {
-        sum.fill(0.0);
-    }
-    for term in terms {
-        for (sum, term) in sum.iter_mut().zip(term) {
-            *sum += term;
-        }
-    }
 }

@@ -10,8 +10,8 @@
 //! | [`lora_linear_groups`] | `(x, w0, bias: Option, &StackedFactors { a, b, groups })` | as `lora_linear` |
 //! | [`linear`] | `(x, w, bias: Option)` | x, w, bias |
 //! | [`frozen_linear`] | `(x, w0, bias: Option)` | x |
-//! | [`embedding`] | `(table, ids: u32 tensor)` | - |
-//! | [`rms_norm`], [`layer_norm`] | `(x, weight, [bias,] eps)` | x |
+//! | [`embedding`] | `(table, ids: u32 tensor)` | table |
+//! | [`rms_norm`], [`layer_norm`] | `(x, weight, [bias,] eps)` | x, weight, bias |
 //! | [`rope`] | `(x, &RopeTable::new(positions, inv_freq, device))` | x |
 //! | [`attention`] | `(q, k, v, &AttentionShape)` | q, k, v |
 //! | [`attention_batches`] | `(q, k, v, &[AttentionShape])` | q, k, v |
@@ -20,9 +20,9 @@
 //! | [`silu_mul`] | `(gate, up)`, `silu(gate) * up` in one pass | gate, up |
 //! | [`add`], [`mul`] | `(a, b)` | a, b |
 //! | [`add_bias`] | `(x, bias)` | x, bias |
-//! | [`add_positions`] | `(x, table, seq)` | x |
+//! | [`add_positions`] | `(x, table, seq)` | x, table |
 //! | [`prepend_token`] | `(x, token, seq)` | x, token |
-//! | [`append_table`] | `(x, table)` | x |
+//! | [`append_table`] | `(x, table)` | x, table |
 //! | [`neighbours`] | `(x, seq, lengths: &[usize], reach)` | x |
 //! | [`select_rows`] | `(x, rows: &[u32])` | x |
 //! | [`slice_rows`] | `(x, start, count)` | x |

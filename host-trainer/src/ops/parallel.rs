@@ -134,11 +134,16 @@ pub(super) fn sum_rows(sum: &mut [f32], accumulate: bool, x: &[f32]) {
             sum
         })
         .collect();
+    sum_in_order(sum, accumulate, partial.iter().map(Vec::as_slice));
+}
+
+/// `sum = the sum of the terms` (or `+=`), each as long as the sum, in their order.
+pub(super) fn sum_in_order<'a>(sum: &mut [f32], accumulate: bool, terms: impl Iterator<Item = &'a [f32]>) {
     if !accumulate {
         sum.fill(0.0);
     }
-    for partial in partial {
-        for (sum, term) in sum.iter_mut().zip(partial) {
+    for term in terms {
+        for (sum, term) in sum.iter_mut().zip(term) {
             *sum += term;
         }
     }

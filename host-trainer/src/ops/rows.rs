@@ -6,21 +6,31 @@ use rayon::prelude::*;
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_host, with_values};
 use super::{Result, check, parallel};
 
-/// `y[r] = table[ids[r]]`; no gradient.
+/// `y[r] = table[ids[r]]`.
 ///
 /// `table` [vocab, width], `ids` u32 [rows]; gives [rows, width].
 ///
 /// # Errors
 /// If a shape or type does not fit, or an id is not below `vocab`.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    let (vocab, _) = check::matrix("embedding", "the table", table)?;
+    let (vocab, width) = check::matrix("embedding", "the table", table)?;
     check::dtype("embedding", "the ids", ids, DType::U32)?;
     let largest = ids.flatten_all()?.to_vec1::<u32>()?.into_iter().max().unwrap_or(0);
     check::value("embedding", "an id", (largest as usize) < vocab, || format!("below {vocab}"), largest)?;
-    Ok(table.detach().index_select(ids, 0)?)
+    let y = table.detach().index_select(ids, 0)?;
+    if !table.track_op() {
+        return Ok(y);
+    }
+    let y =
+        if table.device().is_cpu() { Output::Host(y.flatten_all()?.to_vec1()?) } else { Output::Device(y) };
+    let rows: Vec<u32> = ids.flatten_all()?.to_vec1()?;
+    let shape = (rows.len(), width);
+    Ok(node(&[table], y, shape, || SelectRows { rows, width })?)
 }
 
-/// `y[b * seq + t] = x[b * seq + t] + table[t]`: learned positions, frozen.
+/// `y[b * seq + t] = x[b * seq + t] + table[t]`: learned positions.
+///
+/// A table that is trained gets the sum over the batch.
 ///
 /// `x` [batch * seq, width], `table` [at least seq, width].
 ///
@@ -33,12 +43,15 @@ pub fn add_positions(x: &Tensor, table: &Tensor, seq: usize) -> Result<Tensor> {
     check::shape(op, "the table", table, &[positions, width])?;
     check_sequences(op, rows, seq)?;
     check::value(op, "the sequence length", seq <= positions, || format!("at most {positions}"), seq)?;
-    let table = table.detach().narrow(0, 0, seq)?;
-    let x = x.contiguous()?;
+    let (x, whole) = (x.contiguous()?, table.contiguous()?);
+    let table = whole.detach().narrow(0, 0, seq)?;
+    let trained = whole.track_op();
+    let inputs: &[&Tensor] = if trained { &[&x, &whole] } else { &[&x] };
+    let op = || AddPositions { seq, width };
     if !x.device().is_cpu() {
         let y = x.detach().reshape((rows / seq, seq, width))?.broadcast_add(&table.to_dtype(x.dtype())?)?;
         let y = Output::Device(y.reshape((rows, width))?);
-        return Ok(node(&[&x], y, (rows, width), || AddPositions)?);
+        return Ok(node(inputs, y, (rows, width), op)?);
     }
     let mut y = vec![0.0; rows * width];
     with_host(&[table.contiguous()?], &x.detach(), |table, x| {
@@ -49,7 +62,7 @@ pub fn add_positions(x: &Tensor, table: &Tensor, seq: usize) -> Result<Tensor> {
             }
         });
     })?;
-    Ok(node(&[&x], Output::Host(y), (rows, width), || AddPositions)?)
+    Ok(node(inputs, Output::Host(y), (rows, width), op)?)
 }
 
 /// Puts one row before each sequence: [batch * seq, width] and `token` [width] give [batch * (seq + 1), width].
@@ -82,7 +95,7 @@ pub fn prepend_token(x: &Tensor, token: &Tensor, seq: usize) -> Result<Tensor> {
     Ok(node(&[&x, &token], Output::Host(y), shape, || PrependToken { seq, width })?)
 }
 
-/// The rows of `x`, then those of `table`, which is frozen.
+/// The rows of `x`, then those of `table`.
 ///
 /// `x` [rows, width], `table` [n, width]; gives [rows + n, width].
 ///
@@ -93,17 +106,16 @@ pub fn append_table(x: &Tensor, table: &Tensor) -> Result<Tensor> {
     let (rows, width) = check::matrix(op, "x", x)?;
     let (n, _) = check::matrix(op, "the table", table)?;
     check::shape(op, "the table", table, &[n, width])?;
-    let table = table.detach();
     if !x.device().is_cpu() {
-        return Ok(Tensor::cat(&[x, &table], 0)?);
+        return Ok(Tensor::cat(&[x, table], 0)?);
     }
-    let x = x.contiguous()?;
+    let (x, table) = (x.contiguous()?, table.contiguous()?);
     let mut y = Vec::with_capacity((rows + n) * width);
-    with_host(&[table.contiguous()?], &x.detach(), |table, x| {
+    with_host(&[table.detach()], &x.detach(), |table, x| {
         y.extend_from_slice(x);
         y.extend_from_slice(table[0]);
     })?;
-    Ok(node(&[&x], Output::Host(y), (rows + n, width), || AppendTable)?)
+    Ok(node(&[&x, &table], Output::Host(y), (rows + n, width), || AppendTable)?)
 }
 
 /// `y[i] = x[rows[i]]`; a row may be picked more than once.
@@ -213,7 +225,10 @@ fn check_sequences(op: &'static str, rows: usize, seq: usize) -> Result<()> {
     check::value(op, "the sequence length", fits, || format!("a divisor of the {rows} rows"), seq)
 }
 
-struct AddPositions;
+struct AddPositions {
+    seq: usize,
+    width: usize,
+}
 
 impl Backward for AddPositions {
     fn name(&self) -> &'static str {
@@ -221,11 +236,33 @@ impl Backward for AddPositions {
     }
 
     fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
+        let own = self.seq * self.width;
+        if let Some(sink) = sinks.get_mut(1) {
+            sink.write(args.inputs[1].len(), |table, accumulate| {
+                if !accumulate {
+                    table.fill(0.0);
+                }
+                parallel::sum_in_order(&mut table[..own], true, args.grad.chunks_exact(own));
+            });
+        }
         sinks[0].pass(args.grad.take());
     }
 
-    fn device(&self, _: &[Tensor], grad: &Tensor, _: &[bool]) -> candle_core::Result<Vec<Option<Tensor>>> {
-        Ok(vec![Some(grad.clone())])
+    fn device(
+        &self,
+        inputs: &[Tensor],
+        grad: &Tensor,
+        _: &[bool],
+    ) -> candle_core::Result<Vec<Option<Tensor>>> {
+        let mut grads = vec![Some(grad.clone())];
+        if let Some(table) = inputs.get(1) {
+            let &Self { seq, width } = self;
+            let own = grad.reshape((grad.elem_count() / (seq * width), seq, width))?.sum(0)?;
+            let own = own.to_dtype(table.dtype())?;
+            let rest = Tensor::zeros((table.dim(0)? - seq, width), table.dtype(), table.device())?;
+            grads.push(Some(Tensor::cat(&[own, rest], 0)?));
+        }
+        Ok(grads)
     }
 }
 
@@ -289,14 +326,16 @@ impl Backward for AppendTable {
 
     fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
         let len = args.inputs[0].len();
-        sinks[0].write(len, |dx, accumulate| {
-            let dy = &args.grad[..len];
-            if accumulate {
-                parallel::add_assign(dx, dy);
-            } else {
-                dx.copy_from_slice(dy);
-            }
-        });
+        let (x, table) = args.grad.split_at(len);
+        for (sink, dy) in sinks.iter_mut().zip([x, table]) {
+            sink.write(dy.len(), |dx, accumulate| {
+                if accumulate {
+                    parallel::add_assign(dx, dy);
+                } else {
+                    dx.copy_from_slice(dy);
+                }
+            });
+        }
     }
 }
 

@@ -50,6 +50,17 @@ impl DatasetKind {
     }
 }
 
+/// What is trained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Low-rank factors beside the frozen base, and a task head.
+    #[default]
+    Lora,
+    /// Every weight of the base, and a task head: what an adapter is compared with. It makes another base.
+    Full,
+}
+
 /// Where training runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +104,8 @@ pub struct TrainConfig {
     pub task: String,
     /// The base: what an importer reads, or a base image.
     pub base: PathBuf,
+    /// What is trained. With [`Method::Full`] whatever is about factors does not count, `quantization_aware` included.
+    pub method: Method,
     /// Which data set.
     pub dataset: DatasetKind,
     /// Where the data lie.
@@ -162,6 +175,7 @@ impl Default for TrainConfig {
         Self {
             task: String::new(),
             base: PathBuf::new(),
+            method: Method::Lora,
             dataset: DatasetKind::Names,
             data: PathBuf::new(),
             test_data: None,
@@ -218,13 +232,31 @@ impl TrainConfig {
     /// [`TrainError::Toml`], [`TrainError::UnknownKey`], [`TrainError::DuplicateKey`], [`TrainError::MissingKey`],
     /// [`TrainError::BadValue`].
     pub fn parse(text: &str, origin: &str, folder: &Path, overrides: &[(String, String)]) -> Result<Self> {
-        let table: Table = text.parse().map_err(|error: toml::de::Error| TrainError::Toml {
-            origin: origin.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
-        let mut config = Self::default();
+        let table = parse_table(text, origin)?;
+        Self::from_table(Self::default(), &table, origin, folder, overrides, (REQUIRED, &[]))
+    }
+
+    /// The same on top of other defaults, with other keys `required` and some `refused`.
+    pub(crate) fn from_table(
+        defaults: Self,
+        table: &Table,
+        origin: &str,
+        folder: &Path,
+        overrides: &[(String, String)],
+        (required, refused): (&[&str], &[&str]),
+    ) -> Result<Self> {
+        let find = |name: &str, origin: &str| match find(name, origin) {
+            Ok(key) if refused.contains(&key.name) => {
+                let known = KEYS.iter().map(|key| key.name).filter(|name| !refused.contains(name));
+                let known = known.collect::<Vec<_>>().join(", ");
+                let (origin, found) = (origin.to_owned(), name.to_owned());
+                Err(Error::from(TrainError::UnknownKey { origin, found, nearest: None, known }))
+            }
+            found => found,
+        };
+        let mut config = defaults;
         let mut given = BTreeSet::new();
-        for (name, value) in &table {
+        for (name, value) in table {
             let key = find(name, origin)?;
             if !given.insert(key.name) {
                 return Err(TrainError::DuplicateKey {
@@ -254,7 +286,7 @@ impl TrainConfig {
                 return Err(bad_value(key, format!("{text:?}")).into());
             }
         }
-        let missing = KEYS.iter().find(|key| REQUIRED.contains(&key.name) && !given.contains(key.name));
+        let missing = KEYS.iter().find(|key| required.contains(&key.name) && !given.contains(key.name));
         if let Some(Key { name: key, expected, .. }) = missing {
             return Err(TrainError::MissingKey { origin: origin.to_owned(), key, expected }.into());
         }
@@ -276,6 +308,10 @@ impl TrainConfig {
         if config.lora.init_lora_weights == InitLora::Pissa && config.lora.dropout > 0.0 {
             let expected = "0 with init_lora_weights = \"pissa\" (it would drop parts of the base)";
             return Err(conflict("dropout", expected, config.lora.dropout.to_string()));
+        }
+        if config.method == Method::Full && config.explained_variance.is_some() {
+            let expected = "method = \"lora\" with it (it lowers ranks)";
+            return Err(conflict("explained_variance", expected, "method = \"full\"".into()));
         }
         if config.packing && config.max_length.is_none() {
             return Err(conflict("packing", "max_length, the size of a window, with it", "none".into()));
@@ -315,6 +351,9 @@ impl TrainConfig {
 
     /// The first step of the quantization-aware part of a run of `steps`; `steps` if there is none.
     pub fn first_quantized_step(&self, steps: u64) -> u64 {
+        if self.method == Method::Full {
+            return steps;
+        }
         steps - ((steps as f64 * self.quantization_aware).round() as u64).min(steps)
     }
 
@@ -327,6 +366,15 @@ impl TrainConfig {
     pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
         KEYS.iter().map(|key| (key.name, key.expected))
     }
+}
+
+/// A file of keys.
+pub(crate) fn parse_table(text: &str, origin: &str) -> Result<Table> {
+    let refused = |error: toml::de::Error| TrainError::Toml {
+        origin: origin.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    };
+    Ok(text.parse().map_err(refused)?)
 }
 
 fn conflict(key: &'static str, expected: &str, found: String) -> Error {

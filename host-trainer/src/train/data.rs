@@ -1,6 +1,6 @@
 //! The examples of a task: what the loaders read, as the network takes it.
 
-mod texts;
+pub(crate) mod texts;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -47,6 +47,14 @@ impl TaskData {
     /// [`TrainError::Base`] if the base does not read this kind of data.
     pub fn load(config: &TrainConfig, base: &Base<'_>) -> Result<Self> {
         Self::read(config, base.manifest().name, base.vocab_size(), Some(base))
+    }
+
+    /// Reads a data set of signals.
+    ///
+    /// # Errors
+    /// What the loaders refuse; [`TrainError::Base`] for a data set of texts.
+    pub(crate) fn signals(config: &TrainConfig) -> Result<Self> {
+        Self::read(config, &config.task, 0, None)
     }
 
     /// The same for a network that has no image, because only hosts run it: texts are split by `tokenizer.json`.

@@ -12,6 +12,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use rankpatch_format::BaseId;
 use rankpatch_format::adapter::Pooling;
+use rankpatch_format::graph::TensorId;
 use rankpatch_format::write::Network;
 use sha2::{Digest as _, Sha256};
 
@@ -21,7 +22,7 @@ use super::evaluate::evaluate_float;
 use super::run::open_device;
 use super::stopping::{Best, Patience};
 use super::watch::Watch;
-use super::{Metric, TaskData, TrainConfig, TrainError};
+use super::{Method, Metric, TaskData, TrainConfig, TrainError};
 use crate::executor::{Model, TaskHead};
 use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, InitLora, SiteFactors};
 use crate::optim::{AdamW, Param};
@@ -35,7 +36,8 @@ pub(crate) use parts::Values;
 /// Rows that running one part of a batch on its own costs beyond its own rows, see [`split_by_length`].
 const PART_OVERHEAD: usize = 48;
 
-/// A base on the device that trains, and who it is. Nothing in it is ever trained, so many tasks share one.
+/// A base on the device that trains, and who it is. Nothing in it is ever trained, so many tasks share one; unless it was made
+/// for one task that trains it in full.
 #[derive(Debug)]
 pub struct FrozenBase {
     /// The network.
@@ -55,13 +57,22 @@ impl FrozenBase {
         Self::with_dtype(network, device, DType::F32)
     }
 
-    /// Puts a quantized network on the device that a task asks for, as bf16 if it asks for that.
+    /// Puts a network on the device that a task asks for, as bf16 if it asks for that; with variables for weights, for this task
+    /// alone, if it trains them in full.
     ///
     /// # Errors
     /// As [`Model::new`]; [`TrainError::Device`]; [`TrainError::BadValue`] for bf16 on the CPU, which has no operators for
     /// it.
     pub fn for_task(network: &Network, config: &TrainConfig) -> Result<Self> {
         let device = open_device(config.device)?;
+        if config.method == Method::Full {
+            if config.bf16 {
+                let expected = "false with method = \"full\" (weights are trained in f32)".into();
+                return Err(TrainError::BadValue { key: "bf16", expected, found: "true".into() }.into());
+            }
+            let model = Model::trainable(network, &device)?;
+            return Ok(Self { model, name: network.name.clone(), id: network.id() });
+        }
         if !config.bf16 {
             return Self::new(network, &device);
         }
@@ -158,6 +169,14 @@ pub(super) fn factor_names(site: &str) -> (String, String) {
     (format!("{site}.lora_A.weight"), format!("{site}.lora_B.weight"))
 }
 
+/// Name of the variable of a weight of the base.
+pub(super) fn weight_name(network: &Network, id: TensorId) -> String {
+    network
+        .tensor_names
+        .get(usize::from(id))
+        .map_or_else(|| format!("base/{id}"), |name| format!("base/{name}"))
+}
+
 /// Names of the two tensors of the task head.
 pub(super) fn head_names() -> (String, String) {
     (format!("{HEAD}.weight"), format!("{HEAD}.bias"))
@@ -165,7 +184,10 @@ pub(super) fn head_names() -> (String, String) {
 
 impl Learner {
     /// Binds a configuration to a quantized network and the data of a task, with fresh factors: lora_a uniform as in PEFT,
-    /// lora_b zero, the weight of a head uniform in +-1/sqrt(width) and its bias zero.
+    /// lora_b zero, the weight of a head uniform in +-1/sqrt(width) and its bias zero. A base that devices do not run gets no
+    /// quantization-aware part.
+    ///
+    /// A task that trains in full starts at the weights of the network, which may be float.
     ///
     /// # Errors
     /// Those of [`crate::lora::LoraConfig::bind`]; [`TrainError::Base`] if the network is not quantized,
@@ -179,11 +201,24 @@ impl Learner {
         if config.dataset.classifies().is_none() && !data.labels.is_empty() {
             config.lora.modules_to_save = vec![HEAD.into()];
         }
+        if network.check_operators().is_err() {
+            // There is no file for devices, so factors are never rounded: there is nothing to prepare them for.
+            config.quantization_aware = 0.0;
+        }
         let FrozenBase { model, id, .. } = base;
         let device = model.device();
         let classifies = !config.lora.modules_to_save.is_empty();
         let read = if classifies { network.features } else { network.output };
-        let sites = config.lora.bind(network, read)?;
+        let full = config.method == Method::Full;
+        if full != model.is_trainable() {
+            let expected = "a base of its own for each task with method = \"full\"".into();
+            return Err(TrainError::Base {
+                expected,
+                found: "one for many tasks, or the other way round".into(),
+            }
+            .into());
+        }
+        let sites = if full { Vec::new() } else { config.lora.bind(network, read)? };
         if let Some(site) = sites.iter().find(|site| model.row_scales(site.index).is_empty()) {
             let expected = "a quantized base".into();
             return Err(
@@ -218,6 +253,11 @@ impl Learner {
             let b = Var::from_vec(zeros, (site.out_features, site.rank), device)?;
             params.insert(lora_a, Param::new(a));
             params.insert(lora_b, Param { rate_factor: config.loraplus_lr_ratio, ..Param::new(b) });
+        }
+        for (id, var) in model.variables(classifies) {
+            // Of norms and biases nothing decays.
+            let decay = var.rank() > 1;
+            params.insert(weight_name(network, id), Param { decay, ..Param::new(var) });
         }
         if classifies {
             let (outputs, width) = (data.labels.len(), model.features_width());

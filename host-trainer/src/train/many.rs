@@ -57,7 +57,14 @@ impl Running {
 
 impl ManyTrainer {
     /// Tasks in this order, each where it stands. They are those of `base`.
+    ///
+    /// # Panics
+    /// If one of several trains the base in full: the others would learn from a base that changes.
     pub fn new(base: FrozenBase, learners: Vec<Learner>) -> Self {
+        assert!(
+            learners.len() < 2 || !base.model.is_trainable(),
+            "a task that trains its base in full is alone"
+        );
         let running = |learner| Running {
             learner,
             checkpoint: None,

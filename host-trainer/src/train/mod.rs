@@ -6,10 +6,11 @@
 
 mod batches;
 mod checkpoint;
-mod config;
-mod data;
+pub(crate) mod config;
+pub(crate) mod data;
 mod error;
 mod evaluate;
+mod full;
 mod learner;
 mod log;
 mod manifest;
@@ -24,11 +25,12 @@ mod tests;
 mod watch;
 
 pub use batches::{Example, Sequence, Target};
-pub use config::{DatasetKind, DeviceKind, Length, TrainConfig};
+pub use config::{DatasetKind, DeviceKind, Length, Method, TrainConfig};
 pub use data::TaskData;
 pub use error::TrainError;
 pub(crate) use evaluate::metric_of;
 pub use evaluate::{evaluate_float, factors, task_head};
+pub use full::FullyTrained;
 pub use learner::{FrozenBase, Learner, StepOutcome};
 pub use log::RunLog;
 pub use manifest::{Listed, Shard, is_manifest, load as load_tasks};

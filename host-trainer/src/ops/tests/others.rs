@@ -4,13 +4,13 @@ use super::*;
 
 on_each_device!(
     norms,
-    norm_weights_are_frozen_even_if_they_are_variables,
+    trained_norms,
     rotary_positions,
     attention_of_every_kind,
     attention_with_frozen_inputs_and_large_scores,
     elementwise,
     moved_rows,
-    embedding_looks_up_and_has_no_gradient,
+    embedding_looks_up,
     cross_entropy_is_the_weighted_mean,
     cross_entropy_refuses_what_has_no_mean,
 );
@@ -35,10 +35,28 @@ fn norms() {
     }
 }
 
-fn norm_weights_are_frozen_even_if_they_are_variables() {
-    let (x, weight) = (variable("x", &[3, 5]), variable("weight", &[5]));
-    let grads = candle_loss(&rms_norm(&x, &weight, 1e-5).unwrap()).backward().unwrap();
-    assert!(grads.get(&weight).is_none() && grads.get(&x).is_some());
+fn trained_norms() {
+    // The last of several pieces is not whole.
+    for rows in [6, 5000] {
+        for x in [variable("x", &[rows, 7]), random("x", &[rows, 7])] {
+            let inputs = [x, variable("weight", &[7]), variable("bias", &[7])];
+            check_operator(
+                "rms_norm",
+                &inputs[..2],
+                |t| rms_norm(&t[0], &t[1], 1e-5),
+                |t| rms_norm_composed(&t[0], &t[1], 1e-5),
+            );
+            check_operator(
+                "layer_norm",
+                &inputs,
+                |t| layer_norm(&t[0], &t[1], &t[2], 1e-5),
+                |t| layer_norm_composed(&t[0], &t[1], &t[2], 1e-5),
+            );
+        }
+    }
+    let (x, weight, bias) = (random("x", &[2, 7]), variable("weight", &[7]), random("bias", &[7]));
+    let error = layer_norm(&x, &weight, &bias, 1e-5).unwrap_err().to_string();
+    assert_eq!(error, "layer_norm: the bias is frozen, expected trained, as the weight is");
 }
 
 fn rotary_positions() {
@@ -173,6 +191,17 @@ fn moved_rows() {
             Ok(x.reshape((batch * seq, width))?)
         },
     );
+    for x in [x.clone(), random("x", &[batch * seq, width])] {
+        check_operator(
+            "add_positions",
+            &[x, variable("table", &[seq + 2, width])],
+            |t| add_positions(&t[0], &t[1], seq),
+            |t| {
+                let x = t[0].reshape((batch, seq, width))?.broadcast_add(&t[1].narrow(0, 0, seq)?)?;
+                Ok(x.reshape((batch * seq, width))?)
+            },
+        );
+    }
     for token in [random("token", &[width]), variable("token", &[width])] {
         check_operator(
             "prepend_token",
@@ -201,11 +230,17 @@ fn moved_rows() {
     );
 }
 
-fn embedding_looks_up_and_has_no_gradient() {
+fn embedding_looks_up() {
     let table = variable("table", &[9, 4]);
     let ids = Tensor::new(&[3u32, 8, 3, 0], &device()).unwrap();
-    let y = embedding(&table, &ids).unwrap();
-    assert!(!y.track_op());
+    check_operator(
+        "embedding",
+        std::slice::from_ref(&table),
+        |t| embedding(&t[0], &ids),
+        |t| Ok(t[0].index_select(&ids, 0)?),
+    );
+    let y = embedding(&table.detach(), &ids).unwrap();
+    assert!(!y.track_op(), "a frozen table costs nothing in the backward");
     let (y, table_values) = (values(&y), values(&table));
     for (row, id) in [3, 8, 3, 0].into_iter().enumerate() {
         assert_eq!(y[row * 4..][..4], table_values[id * 4..][..4]);

@@ -65,6 +65,7 @@ pub(super) const KEYS: &[Key] = &[
         };
         Some(())
     }),
+    key("method", "", "\"lora\" or \"full\"", |c, v| choice(v).map(|method| c.method = method)),
     key("rank", "r", POSITIVE, |c, v| positive(v).map(|n| c.lora.rank = n)),
     key("alpha", "lora_alpha", FACTOR, |c, v| factor(v).map(|x| c.lora.alpha = x)),
     key("dropout", "lora_dropout", "a number from 0 to below 1", |c, v| {

@@ -12,27 +12,41 @@ use crate::data::encoder::{Learned, TextEncoder};
 use crate::data::records::{self, Record};
 use crate::data::{Classes, Labelled, Split};
 
-/// Reads the records, sets a part apart, and encodes them.
-pub(super) fn load(config: &TrainConfig, texts: &TextEncoder<'_>) -> Result<TaskData> {
+/// Reads the records and sets a part apart.
+pub(crate) fn read(config: &TrainConfig) -> Result<Split<Record>> {
     let read = |path: &Path| match config.dataset {
         DatasetKind::Jsonl => records::json_lines(path),
         DatasetKind::Csv => records::csv(path),
         _ => records::lines(path),
     };
     let records = read(&config.data)?;
-    let split = match &config.test_data {
+    Ok(match &config.test_data {
         Some(path) => Split { train: records, test: read(path)? },
         None => Split::seeded(records, config.test_fraction, config.split_seed, Record::label),
-    };
-    let encoder = Encoder { texts, max_length: config.max_length };
+    })
+}
+
+/// Reads the records, sets a part apart, and encodes them.
+pub(super) fn load(config: &TrainConfig, texts: &TextEncoder<'_>) -> Result<TaskData> {
+    let split = read(config)?;
     if split.train.iter().chain(&split.test).any(|record| record.label().is_some()) {
         if config.packing {
             let (expected, found) =
                 ("texts without classes, for packing".into(), "texts with classes".into());
             return Err(TrainError::Data { expected, found }.into());
         }
-        return classes(config, &split, &encoder);
+        return classes(config, &split, &Encoder { texts, max_length: config.max_length });
     }
+    learned(config, &split, texts)
+}
+
+/// Encodes texts to learn.
+pub(crate) fn learned(
+    config: &TrainConfig,
+    split: &Split<Record>,
+    texts: &TextEncoder<'_>,
+) -> Result<TaskData> {
+    let encoder = Encoder { texts, max_length: config.max_length };
     let encode = |records: &[Record], encoder: &Encoder<'_, '_>| {
         records.par_iter().map(|record| encoder.example(record)).collect::<Result<Vec<_>>>()
     };

@@ -39,6 +39,7 @@ const CASES: &[(&str, &str, Changes)] = &[
     ("max_length", "4", Changes::Data),
     ("tokenizer", "nowhere.json", Changes::Refused("expected a base without tokenizer")),
     ("pooling", "last", Changes::Classes),
+    ("method", "full", Changes::Texts),
     ("rank", "2", Changes::Texts),
     ("alpha", "5", Changes::Texts),
     ("dropout", "0.3", Changes::Texts),

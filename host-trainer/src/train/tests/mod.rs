@@ -2,6 +2,7 @@
 
 mod config;
 mod export;
+mod full;
 mod hub;
 mod keys;
 mod many;
