@@ -5,7 +5,7 @@
 //! bytes from outside could get wrong was checked when they became a [`Base`] or an [`Adapter`]; a run can only refuse
 //! what its caller gives it.
 
-use rankpatch_format::adapter::{Adapter, Cursor, Head, Pooling};
+use rankpatch_format::adapter::{Adapter, Biases, Cursor, Head, Pooling};
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::graph::{HeadShape, Op};
@@ -430,6 +430,7 @@ impl<'a> Engine<'a> {
         let merged = self.attached.as_ref().is_some_and(|attached| attached.merged.is_some());
         let mut pass = Pass {
             base: &base,
+            biases: self.adapter().map_or(Biases::EMPTY, Adapter::biases),
             values: &mut *self.arena.values,
             rows,
             position: self.position,
@@ -446,7 +447,7 @@ impl<'a> Engine<'a> {
             }
             if let Op::Linear { input, weight, bias } = op {
                 let w = base.matrix(weight);
-                let bias = bias.map_or(&[][..], |bias| base.floats(bias));
+                let bias = bias.map_or(&[][..], |bias| pass.bias(bias));
                 let (merged_w, patch) = if merged {
                     (patches.take(site, &w), None)
                 } else {

@@ -4,8 +4,9 @@
 use core::cell::Cell;
 use core::ops::Range;
 
+use rankpatch_format::adapter::Biases;
 use rankpatch_format::base::{Base, ValueInfo};
-use rankpatch_format::graph::{Op, ValueId};
+use rankpatch_format::graph::{Op, TensorId, ValueId};
 
 use crate::arena::stride;
 use crate::attention::{Exponents, Heads, KeyHead, Scratch, attend_row};
@@ -15,6 +16,8 @@ use crate::ops;
 /// One walk over the graph.
 pub(crate) struct Pass<'p, 'a> {
     pub(crate) base: &'p Base<'a>,
+    /// What the adapter has in the place of biases of the base.
+    pub(crate) biases: Biases<'a>,
     pub(crate) values: &'p mut [f32],
     pub(crate) rows: usize,
     pub(crate) position: usize,
@@ -22,7 +25,12 @@ pub(crate) struct Pass<'p, 'a> {
     pub(crate) quantized: Option<ValueId>,
 }
 
-impl Pass<'_, '_> {
+impl<'a> Pass<'_, 'a> {
+    /// A bias in place: the adapter's, or the base's.
+    pub(crate) fn bias(&mut self, id: TensorId) -> &'a [f32] {
+        self.biases.of(id).unwrap_or_else(|| self.base.floats(id))
+    }
+
     fn width(&self, id: ValueId) -> usize {
         self.base.value(id).width as usize
     }
@@ -178,8 +186,9 @@ impl Pass<'_, '_> {
                 ops::rms_norm(x, base.floats(weight), eps, y);
             }
             Op::LayerNorm { input, weight, bias, eps } => {
+                let bias = self.bias(bias);
                 let [x, y] = self.cells([input, index]);
-                ops::layer_norm(x, base.floats(weight), base.floats(bias), eps, y);
+                ops::layer_norm(x, base.floats(weight), bias, eps, y);
             }
             Op::Rope { input, inv_freq } => {
                 let position = self.position;

@@ -137,6 +137,54 @@ fn a_thousand_switches_leave_the_base_bit_identical() {
     }
 }
 
+/// An adapter's biases are the base's with other numbers: a base that has them gives the same bits, streamed and merged, and the
+/// base that does not comes back.
+#[test]
+fn biases_are_replaced_and_come_back() {
+    for network in [fixture::decoder(), fixture::encoder()] {
+        let sites = all_sites(&network, |site| 1 + usize::from(site) % 3);
+        let data = fixture::adapter(&network, &sites[1..], Some(4), 0.4, 9);
+        let biases = fixture::biases(&network, 10);
+        let mut other = network.clone();
+        for bias in &biases {
+            let Tensor::Floats { data, .. } = &mut other.tensors[usize::from(bias.tensor)] else { panic!() };
+            data.clone_from(&bias.values);
+        }
+        let plain = AdapterData { base_id: other.id(), ..data.clone() };
+        let alone = AdapterData { patches: Vec::new(), head: None, biases, ..data };
+        let with_biases =
+            AdapterData { patches: plain.patches.clone(), head: plain.head.clone(), ..alone.clone() };
+        let digests = |network: &Network, data: Option<&AdapterData>| {
+            let image = image(network, Layout::Dsp4x4, 3);
+            let base = Base::new(image.bytes()).unwrap();
+            let file = data.map(|data| Aligned::new(&data.write().unwrap()));
+            let mut arena = memory(arena_bytes(&base, 24));
+            let mut merge = memory(1 << 16);
+            let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
+            let before = run(&mut engine);
+            let Some(file) = &file else { return [before; 3] };
+            let adapter = Adapter::new(file.bytes(), &base).unwrap();
+            let attachment = engine.attach(adapter).unwrap();
+            assert_eq!(attachment.weight_bytes_copied, 0);
+            let streamed = run(&mut engine);
+            let test = engine.self_test_digest().unwrap();
+            engine.attach_merged(adapter, MergedType::Int16, merge.bytes_mut()).unwrap();
+            let merged = run(&mut engine);
+            assert_eq!(engine.self_test_digest().unwrap(), test);
+            engine.detach();
+            assert_eq!(run(&mut engine), before, "the base is not back");
+            [streamed, merged, test]
+        };
+        let found = digests(&network, Some(&with_biases));
+        assert_eq!(found, digests(&other, Some(&plain)));
+        let own = AdapterData { base_id: network.id(), ..plain };
+        assert!(found.iter().zip(digests(&network, Some(&own))).all(|(found, own)| *found != own));
+        let [streamed, merged, _] = digests(&network, Some(&alone));
+        assert_eq!([streamed, merged], [digests(&other, None)[0]; 2]);
+        assert_ne!(streamed, digests(&network, None)[0]);
+    }
+}
+
 /// delta_weight by its definition in double precision, against what a site computes: streamed within the rounding of the
 /// activations, merged within that of the merged rows.
 #[test]

@@ -1,7 +1,10 @@
-//! The adapter file (`.rpa`): low-rank factors for some sites of one base, and the task's own head if it has one.
+//! The adapter file (`.rpa`): low-rank factors for some sites of one base, biases in the place of some of its own, and the
+//! task's own head if it has one.
 //!
 //! [`Adapter::new`] checks a file against the base it is for; afterwards its accessors are total and running it cannot
 //! fail. [`Preview`] reads what can be read without the base. Neither knows how factors are applied.
+
+mod biases;
 
 use half::f16;
 use serde::{Deserialize, Serialize};
@@ -13,6 +16,7 @@ use crate::read::Reader;
 use crate::{Error, MAX_RANK, Result, What};
 
 pub use crate::header::{HEADER_BYTES, MAGIC, TRAILER_BYTES};
+pub use biases::{BiasEntries, BiasEntry, Biases};
 
 /// The payload starts at a multiple of this.
 pub const PAYLOAD_ALIGN: usize = 16;
@@ -25,9 +29,12 @@ pub const MAX_SELF_TEST_ROWS: u32 = 512;
 
 /// How the numbers of an adapter are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Method {
+pub enum Method<'a> {
     /// int8 factors, one f16 scale per rank component; the row scales of B are those of the base.
     LoraInt8,
+    /// The same, and biases in the place of some of the base's: their entries in ascending order of the tensors, postcard
+    /// (tensor: u16, length: u32). Their numbers, f32, begin the payload.
+    LoraInt8Biases(#[serde(borrow)] &'a [u8]),
 }
 
 /// How the feature rows of a sequence become the one row that a task head reads.
@@ -74,7 +81,8 @@ pub struct Body<'a> {
     /// Name of the task.
     pub task: &'a str,
     /// Method.
-    pub method: Method,
+    #[serde(borrow)]
+    pub method: Method<'a>,
     /// LoRA's alpha, as trained. The scales already contain the scaling; this is for the way back to PEFT.
     #[doc(alias = "lora_alpha")]
     pub alpha: f32,
@@ -200,6 +208,7 @@ pub struct Adapter<'a> {
     body: Body<'a>,
     file_bytes: usize,
     payload: &'a [u8],
+    biases: Biases<'a>,
     head: Option<Head<'a>>,
     n_patches: u16,
     max_rank: (u16, u16),
@@ -209,8 +218,9 @@ impl<'a> Adapter<'a> {
     /// Checks `file` against `base`.
     ///
     /// Guaranteed afterwards: it is for this base; its sites exist, ascend and have ranks in 1..=256; every scale is
-    /// positive, finite and normal as f32; the payload is exactly r (in + out) bytes per site and `n_out * width` for
-    /// the head; the self-test fits the base.
+    /// positive, finite and normal as f32; its biases are such of the graph, ascend, have their lengths, are finite and lie
+    /// on a boundary of 4; the rest of the payload is exactly r (in + out) bytes per site and `n_out * width` for the head;
+    /// the self-test fits the base.
     ///
     /// # Errors
     /// An [`Error`] that names the first thing found wrong.
@@ -249,6 +259,7 @@ impl<'a> Adapter<'a> {
             n_patches += 1;
             max_rank = max_rank.max((rank, found));
         }
+        let (biases, payload) = Biases::check(body.method, payload, base)?;
         let features = base.value(base.manifest().features);
         let width = features.width as usize;
         let head_bytes = match body.head {
@@ -258,7 +269,7 @@ impl<'a> Adapter<'a> {
                 n_out.saturating_mul(features.width)
             }
         };
-        if n_patches == 0 && body.head.is_none() {
+        if n_patches == 0 && body.head.is_none() && biases.is_empty() {
             return Err(Error::NothingToApply);
         }
         let expected = expected.saturating_add(head_bytes);
@@ -284,7 +295,7 @@ impl<'a> Adapter<'a> {
                 payload.get(payload.len().saturating_sub(head_bytes as usize)..).unwrap_or(&[]),
             ),
         });
-        Ok(Self { header, body, file_bytes: file.len(), payload, head, n_patches, max_rank })
+        Ok(Self { header, body, file_bytes: file.len(), payload, biases, head, n_patches, max_rank })
     }
 
     /// The header.
@@ -302,14 +313,19 @@ impl<'a> Adapter<'a> {
         self.file_bytes
     }
 
-    /// The payload: A and B of each patched site in order, then the head's codes.
+    /// The payload without biases: A and B of each patched site in order, then the head's codes.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
     }
 
-    /// Bytes of the payload: r (in + out) per site, and the codes of the head.
+    /// Bytes of that: r (in + out) per site, and the codes of the head.
     pub fn payload_bytes(&self) -> usize {
         self.payload.len()
+    }
+
+    /// The biases in the place of some of the base's.
+    pub fn biases(&self) -> Biases<'a> {
+        self.biases
     }
 
     /// Number of sites patched.

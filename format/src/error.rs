@@ -104,7 +104,19 @@ pub enum Error {
         /// The site.
         site: u16,
     },
-    /// An adapter patches no site and has no head: it would silently do nothing.
+    /// An adapter replaces a tensor that no operator of the base adds as a bias.
+    UnknownBias {
+        /// The tensor named.
+        tensor: u16,
+    },
+    /// Biases are not in ascending order, or one occurs twice.
+    BiasesOutOfOrder {
+        /// The tensor before.
+        previous: u16,
+        /// The tensor found.
+        found: u16,
+    },
+    /// An adapter patches no site, replaces no bias and has no head: it would silently do nothing.
     NothingToApply,
     /// An index or a size is outside its range.
     OutOfRange {
@@ -207,8 +219,17 @@ impl core::fmt::Display for Error {
                 write!(f, "sites are out of order: expected a site above {previous}, found {found}")
             }
             Self::DuplicateSite { site } => write!(f, "site {site} occurs twice: expected it once"),
+            Self::UnknownBias { tensor } => {
+                write!(f, "unknown bias: expected a tensor that an operator of the base adds, found {tensor}")
+            }
+            Self::BiasesOutOfOrder { previous, found } => {
+                write!(f, "biases are out of order: expected a tensor above {previous}, found {found}")
+            }
             Self::NothingToApply => {
-                write!(f, "adapter patches no site and has no head: expected at least one of them")
+                write!(
+                    f,
+                    "adapter patches no site, replaces no bias and has no head: expected at least one of them"
+                )
             }
             Self::OutOfRange { what, found, max } => {
                 write!(f, "{what} is out of range: expected at most {max}, found {found}")

@@ -12,7 +12,7 @@ use crate::adapter::{Pooling, SelfTest};
 use crate::digest::XorShift32;
 use crate::graph::{Op, TensorId, ValueId};
 use crate::tokenizer::TokenizerInfo;
-use crate::write::{AdapterData, HeadData, Network, PatchData, Tensor, Vocabulary};
+use crate::write::{AdapterData, BiasData, HeadData, Network, PatchData, Tensor, Vocabulary};
 
 /// Builds a network operator by operator.
 struct Builder {
@@ -212,9 +212,19 @@ pub fn adapter(
         sequence: 7,
         alpha: 3.0,
         patches,
+        biases: Vec::new(),
         head,
         self_test: SelfTest { seed: 11, rows: 5, digest: 0 },
     }
+}
+
+/// Other values for every bias of `network`.
+pub fn biases(network: &Network, seed: u32) -> Vec<BiasData> {
+    let mut b = Builder::new("", 1, seed);
+    let tensors: alloc::collections::BTreeSet<TensorId> = network.ops.iter().filter_map(Op::bias).collect();
+    let len = |tensor: TensorId| network.tensors[usize::from(tensor)].shape().cols;
+    let bias = |tensor| BiasData { tensor, values: (0..len(tensor)).map(|_| b.uniform()).collect() };
+    tensors.into_iter().map(bias).collect()
 }
 
 /// `bytes` at an address that is a multiple of 16, which images need.

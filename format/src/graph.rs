@@ -287,6 +287,17 @@ impl Op {
         Some((q, u32::try_from(words.saturating_mul(4)).unwrap_or(u32::MAX)))
     }
 
+    /// The vector that this operator adds to each row of its output, if there is one: what PEFT and PyTorch call `bias`.
+    pub fn bias(&self) -> Option<TensorId> {
+        match *self {
+            Self::Linear { bias, .. } => bias,
+            Self::LayerNorm { bias, .. } => Some(bias),
+            #[cfg(feature = "alloc")]
+            Self::Host(HostOp::Convolution { bias, .. }) => Some(bias),
+            _ => None,
+        }
+    }
+
     /// Whether this operator works in a network that reads its sequence in pieces, keeping keys and values: each row
     /// may depend on earlier rows only.
     pub fn streams(&self) -> bool {

@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
         Some(self.varint(16)? as u16)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         self.varint(32)
     }
 
@@ -158,6 +158,7 @@ impl<'a> Reader<'a> {
             task: self.str()?,
             method: match self.u32()? {
                 0 => Method::LoraInt8,
+                1 => Method::LoraInt8Biases(self.bytes()?),
                 _ => return None,
             },
             alpha: self.f32()?,

@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::adapter::{Adapter, HEADER_BYTES, Preview, TRAILER_BYTES};
+use crate::adapter::{Adapter, BiasEntries, Biases, HEADER_BYTES, Method, Preview, TRAILER_BYTES};
 use crate::base::{self, Base};
 use crate::digest::XorShift32;
 use crate::fixture::{self, Aligned};
@@ -18,7 +18,7 @@ use crate::header::{self, Header, MAX_STEP_LIMIT, SIGNATURE_BYTES};
 use crate::layout::Layout;
 use crate::link::tests::frame;
 use crate::link::{Request, Response};
-use crate::write::{AdapterData, Network, Tensor};
+use crate::write::{AdapterData, BiasData, Network, Tensor};
 use crate::{BaseId, Error, KeyId, ProductId, What};
 
 fn image(network: &Network, layout: Layout) -> Aligned {
@@ -43,6 +43,11 @@ fn seal_adapter(file: &mut [u8]) {
 
 fn some_adapter(network: &Network) -> AdapterData {
     fixture::adapter(network, &[(0, 3), (2, 1), (5, 8)], Some(7), 0.3, 1)
+}
+
+/// The same with every bias of the network in another value.
+fn biased_adapter(network: &Network) -> AdapterData {
+    AdapterData { biases: fixture::biases(network, 8), ..some_adapter(network) }
 }
 
 #[test]
@@ -112,7 +117,104 @@ fn adapters_come_back_from_their_file() {
         let head = data.head.as_ref().unwrap().codes.len();
         assert_eq!(adapter.payload_bytes(), expected + head, "r (d + k) bytes per matrix, and the head");
         assert_eq!(Preview::new(&file).unwrap().body.task, "tiny");
+        assert!(adapter.biases().is_empty() && adapter.biases().of(0).is_none());
     }
+}
+
+#[test]
+fn biases_come_back_and_move_nothing_else() {
+    for network in [fixture::decoder(), fixture::encoder()] {
+        let image = image(&network, Layout::RowMajor);
+        let base = Base::new(image.bytes()).unwrap();
+        let (plain, data) = (some_adapter(&network), biased_adapter(&network));
+        let (without, file) = (plain.write().unwrap(), Aligned::new(&data.write().unwrap()));
+        let (without, adapter) =
+            (Adapter::new(&without, &base).unwrap(), Adapter::new(file.bytes(), &base).unwrap());
+        assert_eq!(AdapterData::read(&adapter, &base), data);
+        assert_eq!(adapter.payload(), without.payload());
+        let values: usize = data.biases.iter().map(|bias| bias.values.len()).sum();
+        let preview = Preview::new(file.bytes()).unwrap();
+        let entries = BiasEntries::of(preview.body.method);
+        assert_eq!(entries.payload_bytes(), (4 * values).next_multiple_of(16));
+        assert_eq!(BiasEntries::of(Method::LoraInt8).payload_bytes(), 0);
+        // In any order, those that are there and those that are not.
+        let mut biases = adapter.biases();
+        let tensors = 0..network.tensors.len() as u16;
+        for tensor in tensors.clone().chain(tensors.rev()) {
+            let expected = data.biases.iter().find(|bias| bias.tensor == tensor);
+            assert_eq!(biases.of(tensor), expected.map(|bias| bias.values.as_slice()), "{tensor}");
+        }
+        // Biases alone are something to apply.
+        let alone = AdapterData { patches: Vec::new(), head: None, ..data };
+        let file = Aligned::new(&alone.write().unwrap());
+        assert_eq!(AdapterData::read(&Adapter::new(file.bytes(), &base).unwrap(), &base), alone);
+    }
+}
+
+#[test]
+fn senseless_biases_are_refused_each_with_its_own_error() {
+    let network = fixture::encoder();
+    let image = image(&network, Layout::RowMajor);
+    let base = Base::new(image.bytes()).unwrap();
+    let data = biased_adapter(&network);
+    let read = |data: &AdapterData| {
+        let file = Aligned::new(&data.write().unwrap());
+        Adapter::new(file.bytes(), &base).map(|_| ())
+    };
+    let error = |change: &dyn Fn(&mut Vec<BiasData>)| {
+        let mut data = data.clone();
+        change(&mut data.biases);
+        read(&data).unwrap_err()
+    };
+    assert_eq!(read(&data), Ok(()));
+    let [first, second] = [data.biases[0].tensor, data.biases[1].tensor];
+    assert_eq!(
+        error(&|biases| biases.swap(0, 1)),
+        Error::BiasesOutOfOrder { previous: second, found: first }
+    );
+    assert_eq!(
+        error(&|biases| biases[1] = biases[0].clone()),
+        Error::BiasesOutOfOrder { previous: first, found: first }
+    );
+    // The weight of a norm, a matrix, and no tensor at all.
+    for tensor in [data.biases[2].tensor - 1, 1, network.tensors.len() as u16, u16::MAX] {
+        let only = vec![BiasData { tensor, values: vec![0.5; 15] }];
+        assert_eq!(error(&|biases| biases.clone_from(&only)), Error::UnknownBias { tensor });
+    }
+    assert_eq!(
+        error(&|biases| biases[1].values.push(0.5)),
+        Error::ShapeMismatch { what: What::BiasLength, op: second, expected: 15, found: 16 }
+    );
+    for value in [f32::NAN, f32::INFINITY] {
+        let change = |biases: &mut Vec<BiasData>| biases[1].values[3] = value;
+        assert_eq!(error(&change), Error::NotFinite { what: What::Bias, index: 18 });
+    }
+    for entries in [&[][..], &[first as u8], &[0xff; 4]] {
+        let error = Biases::check(Method::LoraInt8Biases(entries), &[], &base).unwrap_err();
+        assert_eq!(error, Error::Malformed { what: What::BiasEntry }, "{entries:?}");
+    }
+    // The tiny decoder has biases whose numbers do not end on a boundary of 16.
+    let network = fixture::decoder();
+    let image = self::image(&network, Layout::RowMajor);
+    let base = Base::new(image.bytes()).unwrap();
+    let file = biased_adapter(&network).write().unwrap();
+    let preview = Preview::new(&file).unwrap();
+    let method = preview.body.method;
+    let bytes = BiasEntries::of(method).payload_bytes();
+    let payload = Aligned::new(&vec![0; bytes + 4]);
+    let check = |payload: &[u8]| Biases::check(method, payload, &base).map(|(_, rest)| rest.len());
+    assert_eq!(check(payload.bytes()), Ok(4));
+    assert_eq!(
+        check(&payload.bytes()[..bytes - 1]),
+        Err(Error::Truncated { what: What::AdapterBiases, expected: bytes as u32, found: bytes as u32 - 1 })
+    );
+    assert_eq!(
+        check(&payload.bytes()[1..]),
+        Err(Error::Misaligned { what: What::AdapterFile, expected: 4, found: 1 })
+    );
+    let mut dirty = payload.clone();
+    dirty.bytes_mut()[bytes - 1] = 1;
+    assert_eq!(check(dirty.bytes()), Err(Error::Malformed { what: What::Padding }));
 }
 
 #[test]
@@ -479,6 +581,7 @@ fn golden_files_are_what_is_written() {
         ("encoder-rowmajor.rpb", encoder.write(Layout::RowMajor, 4).unwrap()),
         ("decoder.rpa", some_adapter(&decoder).write().unwrap()),
         ("encoder.rpa", some_adapter(&encoder).write().unwrap()),
+        ("encoder-biases.rpa", biased_adapter(&encoder).write().unwrap()),
         ("begin.frame", begin_frame()),
         ("progress.frame", frame(1, &Response::Progress { slot: 3, next: 4096 })),
     ];

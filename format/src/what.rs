@@ -19,6 +19,7 @@ macro_rules! subjects {
 }
 
 subjects! {
+    AdapterBiases => "adapter biases",
     AdapterBody => "adapter body",
     AdapterFile => "adapter file",
     AdapterPayload => "adapter payload",
@@ -29,6 +30,9 @@ subjects! {
     BaseImage => "base image",
     BaseManifest => "base manifest",
     BaseNameLength => "length of the base's name",
+    Bias => "bias",
+    BiasEntry => "bias entry",
+    BiasLength => "length of bias",
     BosId => "bos id",
     Code => "int8 code (-128 is not a code)",
     CodeAt => "int8 code (-128 is not a code) at",

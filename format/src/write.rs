@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::adapter::{self, Body, HeadInfo, Method, Pooling, SelfTest};
 use crate::base::{self, ALIGN, Base, Manifest, TensorInfo};
-use crate::graph::{Op, Shape, TensorShape, ValueId, host};
+use crate::graph::{Op, Shape, TensorId, TensorShape, ValueId, host};
 use crate::header::{self, Header, KeyId, ProductId};
 use crate::layout::Layout;
 use crate::plan::plan;
@@ -403,6 +403,15 @@ pub struct HeadData {
     pub labels: Vec<String>,
 }
 
+/// A bias on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BiasData {
+    /// The tensor of the base that it is there instead of.
+    pub tensor: TensorId,
+    /// Its numbers.
+    pub values: Vec<f32>,
+}
+
 /// An adapter on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterData {
@@ -416,6 +425,8 @@ pub struct AdapterData {
     pub alpha: f32,
     /// Patches in ascending order of their sites.
     pub patches: Vec<PatchData>,
+    /// Biases in ascending order of their tensors.
+    pub biases: Vec<BiasData>,
     /// Task head.
     pub head: Option<HeadData>,
     /// Self-test.
@@ -434,6 +445,11 @@ impl AdapterData {
             sites.extend(entry.map_err(|_| Error::Malformed { what: What::SiteEntry })?);
             patch.scales.iter().for_each(|scale| sites.extend(scale.to_le_bytes()));
         }
+        let mut biases = Vec::new();
+        for BiasData { tensor, values } in &self.biases {
+            let entry = postcard::to_allocvec(&(tensor, values.len() as u32));
+            biases.extend(entry.map_err(|_| Error::Malformed { what: What::BiasEntry })?);
+        }
         let head = self.head.as_ref().map(|head| {
             let scales: Vec<u8> = head.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
             let bias: Vec<u8> = head.bias.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -441,7 +457,7 @@ impl AdapterData {
         });
         let body = Body {
             task: &self.task,
-            method: Method::LoraInt8,
+            method: if biases.is_empty() { Method::LoraInt8 } else { Method::LoraInt8Biases(&biases) },
             alpha: self.alpha,
             sites: &sites,
             head: head.as_ref().map(|(head, scales, bias, labels)| HeadInfo {
@@ -454,6 +470,10 @@ impl AdapterData {
         };
         let mut file = vec![0; header::HEADER_BYTES];
         file.extend(postcard::to_allocvec(&body).map_err(|_| Error::Malformed { what: What::AdapterBody })?);
+        file.resize(file.len().next_multiple_of(adapter::PAYLOAD_ALIGN), 0);
+        for bias in &self.biases {
+            bias.values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+        }
         file.resize(file.len().next_multiple_of(adapter::PAYLOAD_ALIGN), 0);
         for patch in &self.patches {
             file.extend_from_slice(bytemuck::cast_slice(&patch.lora_a));
@@ -496,6 +516,11 @@ impl AdapterData {
                     lora_a: patch.lora_a.to_vec(),
                     lora_b: patch.lora_b.to_vec(),
                 })
+                .collect(),
+            biases: adapter
+                .biases()
+                .iter()
+                .map(|(tensor, values)| BiasData { tensor, values: values.to_vec() })
                 .collect(),
             head: adapter.head().map(|head| HeadData {
                 pooling: head.info.pooling,

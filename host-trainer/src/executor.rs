@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use rankpatch_format::adapter::Pooling;
@@ -49,8 +50,8 @@ pub struct TaskHead {
     pub pooling: Pooling,
     /// `[n_out, width]`.
     pub weight: Tensor,
-    /// `[n_out]`.
-    pub bias: Tensor,
+    /// `[n_out]`; `None` for a head without.
+    pub bias: Option<Tensor>,
 }
 
 /// One linear operator that factors may patch.
@@ -67,7 +68,7 @@ pub struct SiteInfo {
 }
 
 /// A network on a device (CPU or GPU), ready to run. Nothing in it is ever trained, unless it was made
-/// [trainable](Model::trainable).
+/// [trainable](Model::trainable), but biases that [`Model::with_biases`] puts there.
 #[derive(Debug, Clone)]
 pub struct Model {
     ops: Vec<Op>,
@@ -75,6 +76,8 @@ pub struct Model {
     tensors: Vec<Tensor>,
     /// Those that are weights of a trainable model.
     variables: BTreeMap<TensorId, Var>,
+    /// What is added where the graph says to add a tensor as a bias; its own for those that are not here.
+    biases: BTreeMap<TensorId, Tensor>,
     /// inv_freq of each rotary operator, by tensor.
     inv_freq: BTreeMap<TensorId, Vec<f32>>,
     /// The relative positions that each operator reads, if it reads any.
@@ -82,7 +85,7 @@ pub struct Model {
     /// The site that each operator is, if it is one.
     site_of: Vec<Option<u16>>,
     sites: Vec<SiteInfo>,
-    row_scales: Vec<Vec<f32>>,
+    row_scales: Arc<[Vec<f32>]>,
     output: ValueId,
     features: ValueId,
     max_rows: usize,
@@ -181,16 +184,24 @@ impl Model {
             shapes,
             tensors,
             variables: BTreeMap::new(),
+            biases: BTreeMap::new(),
             inv_freq,
             site_of,
             sites,
-            row_scales,
+            row_scales: row_scales.into(),
             output: network.output,
             features: network.features,
             max_rows: network.max_rows as usize,
             dtype,
             device: device.clone(),
         })
+    }
+
+    /// The same network over the same weights with other biases, `[out_features]` or `[width]` each; those that are variables get
+    /// gradients.
+    #[must_use]
+    pub fn with_biases(&self, biases: impl IntoIterator<Item = (TensorId, Tensor)>) -> Self {
+        Self { biases: biases.into_iter().collect(), ..self.clone() }
     }
 
     /// The sites in canonical order.
@@ -414,7 +425,7 @@ impl Model {
             }
             Op::Linear { input, weight, bias } => {
                 let (x, w) = (pass.get(input)?, self.tensor(weight));
-                let bias = bias.map(|bias| self.tensor(bias));
+                let bias = bias.map(|bias| self.bias(bias));
                 match self.site_of[index] {
                     None => ops::linear(x, w, bias)?,
                     Some(site) => {
@@ -425,7 +436,7 @@ impl Model {
             }
             Op::RmsNorm { input, weight, eps } => ops::rms_norm(pass.get(input)?, self.tensor(weight), eps)?,
             Op::LayerNorm { input, weight, bias, eps } => {
-                ops::layer_norm(pass.get(input)?, self.tensor(weight), self.tensor(bias), eps)?
+                ops::layer_norm(pass.get(input)?, self.tensor(weight), self.bias(bias), eps)?
             }
             Op::Rope { input, inv_freq } => {
                 let table = match pass.ropes.get(&inv_freq) {
@@ -514,7 +525,7 @@ impl Model {
                 ops::select_rows(features, &last)?
             }
         };
-        Ok(ops::linear(&pooled, &head.weight, Some(&head.bias))?)
+        Ok(ops::linear(&pooled, &head.weight, head.bias.as_ref())?)
     }
 
     fn check(&self, batch: &Batch) -> Result<()> {
@@ -611,6 +622,10 @@ impl Model {
     fn lengths(&self, value: ValueId, batch: &Batch) -> Vec<usize> {
         let rows = self.shapes[usize::from(value)].rows;
         batch.lengths.iter().map(|length| rows.count(*length)).collect()
+    }
+
+    fn bias(&self, id: TensorId) -> &Tensor {
+        self.biases.get(&id).unwrap_or_else(|| self.tensor(id))
     }
 
     fn tensor(&self, id: TensorId) -> &Tensor {

@@ -8,7 +8,7 @@ use std::path::Path;
 use rankpatch_format::adapter::SelfTest;
 use rankpatch_format::write::{AdapterData, HeadData, Network, PatchData};
 
-use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, LoraConfig, SiteFactors, row_scales};
+use crate::lora::{Bias, BoundSite, FloatAdapter, HEAD, HeadWeights, LoraConfig, SiteFactors, row_scales};
 use crate::train::TrainError;
 use crate::{Error, Result, files, quant};
 
@@ -81,7 +81,7 @@ pub fn quantize(adapter: &FloatAdapter, network: &Network, sequence: u32) -> Res
     });
     let patches = patches.collect::<Result<Vec<_>>>()?;
     let head = adapter.head.as_ref().map(|head| {
-        let outputs = head.bias.len();
+        let outputs = head.labels.len();
         let codes = quant::quantize_head(&head.weight, outputs, head.weight.len() / outputs.max(1))
             .map_err(|source| Error::Quant { tensor: HEAD.into(), source })?;
         Ok::<_, Error>(HeadData {
@@ -98,6 +98,7 @@ pub fn quantize(adapter: &FloatAdapter, network: &Network, sequence: u32) -> Res
         sequence,
         alpha: adapter.config.alpha as f32,
         patches,
+        biases: adapter.biases.clone(),
         head: head.transpose()?,
         self_test: SelfTest {
             seed: rankpatch_format::crc32(adapter.task.as_bytes()),
@@ -184,22 +185,23 @@ pub fn dequantize(data: &AdapterData, network: &Network) -> Result<FloatAdapter>
     let head = data.head.as_ref().map(|head| {
         let codes = quant::HeadCodes { codes: head.codes.clone(), scales: head.scales.clone() };
         let outputs = head.scales.len();
-        let bias = if head.bias.is_empty() { vec![0.0; outputs] } else { head.bias.clone() };
         let labels = if head.labels.is_empty() {
             (0..outputs).map(|output| output.to_string()).collect()
         } else {
             head.labels.clone()
         };
-        HeadWeights { pooling: head.pooling, weight: codes.dequantize(), bias, labels }
+        HeadWeights { pooling: head.pooling, weight: codes.dequantize(), bias: head.bias.clone(), labels }
     });
     let config = LoraConfig {
         rank: sites.first().map_or(config.rank, |factors| factors.site.rank),
         target_modules: sites.iter().map(|factors| factors.site.name.clone()).collect(),
         rank_pattern: sites.iter().map(|factors| (factors.site.name.clone(), factors.site.rank)).collect(),
         modules_to_save: head.iter().map(|_| HEAD.to_owned()).collect(),
+        bias: Bias::found(network, &data.biases, &sites),
         ..config
     };
-    Ok(FloatAdapter { task: data.task.clone(), base_id: data.base_id, config, sites, head })
+    let biases = data.biases.clone();
+    Ok(FloatAdapter { task: data.task.clone(), base_id: data.base_id, config, sites, biases, head })
 }
 
 fn site_scales<'a>(network: &'a Network, site: &BoundSite) -> Result<&'a [f32]> {

@@ -3,11 +3,11 @@
 //!
 //! This module knows names, ranks and scalings. It does not know how factors are trained, quantized or written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rankpatch_format::adapter::Pooling;
-use rankpatch_format::graph::{Op, ValueId};
-use rankpatch_format::write::{Network, Tensor};
+use rankpatch_format::graph::{Op, TensorId, ValueId};
+use rankpatch_format::write::{BiasData, Network, Tensor};
 use rankpatch_format::{BaseId, MAX_RANK};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,52 @@ pub enum InitLora {
     /// The base in flash stays whole, so the update is what the factors have moved by: scaling * (lora_b lora_a - their
     /// start), an update of twice the rank.
     Pissa,
+}
+
+/// Which biases of the base are trained beside the factors, from the values that they have: PEFT's `bias`. A layer without one
+/// gets none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// Those of the adapted sites.
+    LoraOnly,
+    /// Those of all linear layers and all LayerNorms that the task reads.
+    All,
+}
+
+impl Bias {
+    /// PEFT's word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::LoraOnly => "lora_only",
+            Self::All => "all",
+        }
+    }
+
+    /// What a word stands for.
+    pub fn of(word: &str) -> Option<Self> {
+        [Self::None, Self::LoraOnly, Self::All].into_iter().find(|bias| bias.word() == word)
+    }
+
+    /// That of an adapter with these biases and sites.
+    pub(crate) fn found(network: &Network, biases: &[BiasData], sites: &[SiteFactors]) -> Self {
+        let own = site_biases(network, sites.iter().map(|factors| factors.site.index));
+        match biases {
+            [] => Self::None,
+            _ if biases.iter().all(|bias| own.contains(&bias.tensor)) => Self::LoraOnly,
+            _ => Self::All,
+        }
+    }
+
+    // Runs of before have an identity without it.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// LoRA configuration.
@@ -68,6 +114,9 @@ pub struct LoraConfig {
     /// How lora_a starts.
     #[serde(default)]
     pub init_lora_weights: InitLora,
+    /// Biases trained beside the factors.
+    #[serde(default, skip_serializing_if = "Bias::is_none")]
+    pub bias: Bias,
 }
 
 impl Default for LoraConfig {
@@ -84,6 +133,7 @@ impl Default for LoraConfig {
             alpha_pattern: BTreeMap::new(),
             modules_to_save: Vec::new(),
             init_lora_weights: InitLora::Kaiming,
+            bias: Bias::None,
         }
     }
 }
@@ -162,6 +212,41 @@ impl LoraConfig {
         }
         Ok(bound)
     }
+
+    /// The tensors of `network` that are trained as biases, in ascending order; `sites` and `read` are those of
+    /// [`LoraConfig::bind`].
+    ///
+    /// # Errors
+    /// [`TrainError::BadValue`] for all biases of a network of which some are no longer there: the importer adds that of the
+    /// norm of relative positions to their table.
+    pub fn biases(
+        &self,
+        network: &Network,
+        sites: &[BoundSite],
+        read: ValueId,
+    ) -> Result<Vec<TensorId>, TrainError> {
+        let reached = ancestors(&network.ops, read);
+        let found: BTreeSet<TensorId> = match self.bias {
+            Bias::None => BTreeSet::new(),
+            Bias::LoraOnly => site_biases(network, sites.iter().map(|site| site.index)),
+            Bias::All if network.ops.iter().any(|op| matches!(op, Op::Host(_))) => {
+                let expected =
+                    "\"none\" or \"lora_only\" (this base has biases in a table of positions)".into();
+                return Err(TrainError::BadValue { key: "bias", expected, found: "\"all\"".into() });
+            }
+            Bias::All => {
+                let read = network.ops.iter().zip(reached).filter(|(_, reached)| *reached);
+                read.filter_map(|(op, _)| op.bias()).collect()
+            }
+        };
+        Ok(found.into_iter().collect())
+    }
+}
+
+/// The biases of some sites.
+fn site_biases(network: &Network, sites: impl Iterator<Item = u16>) -> BTreeSet<TensorId> {
+    let linear: Vec<&Op> = network.ops.iter().filter(|op| matches!(op, Op::Linear { .. })).collect();
+    sites.filter_map(|site| linear.get(usize::from(site))?.bias()).collect()
 }
 
 /// A site that an adapter patches.
@@ -201,7 +286,7 @@ pub struct HeadWeights {
     pub pooling: Pooling,
     /// `[labels.len(), width]`, row-major.
     pub weight: Vec<f32>,
-    /// `[labels.len()]`.
+    /// `[labels.len()]`, or empty: heads of models whose classifiers have no bias in `transformers` have none here.
     pub bias: Vec<f32>,
     /// Names of the outputs.
     pub labels: Vec<String>,
@@ -218,6 +303,8 @@ pub struct FloatAdapter {
     pub config: LoraConfig,
     /// Factors, in ascending order of their sites.
     pub sites: Vec<SiteFactors>,
+    /// Biases in the place of the base's, in ascending order of their tensors.
+    pub biases: Vec<BiasData>,
     /// The task head, if the task has its own.
     pub head: Option<HeadWeights>,
 }

@@ -1,7 +1,8 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`, in and out.
 //!
 //! Keys are PEFT's: `base_model.model.<module>.lora_A.weight` `[rank, in_features]`, `...lora_B.weight`
-//! `[out_features, rank]`, and for the task head `base_model.model.head.{weight,bias}`. A module is a site, or what
+//! `[out_features, rank]`, for the bias of an adapted module `...base_layer.bias`, of another one `...bias`, and for the task head
+//! `base_model.model.head.{weight,bias}`. A module is a site, or what
 //! `transformers` calls it ([`crate::import::hf`]): rows of lora_b are then in its order, several sites may lie in one
 //! module, and the head is that of its classifiers (`classifier`, `score`). What PEFT has no field for (the
 //! task's name, the base's identity, pooling and labels of the head) lies beside them in `rankpatch.json`, which may be missing.
@@ -15,13 +16,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rankpatch_format::adapter::{MAX_TASK_BYTES, Pooling};
-use rankpatch_format::write::Network;
+use rankpatch_format::graph::TensorId;
+use rankpatch_format::write::{BiasData, Network};
 use rankpatch_format::{BaseId, MAX_RANK};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::import::hf::modules;
-use crate::lora::{FloatAdapter, HEAD, HeadWeights, InitLora};
+use crate::executor::dequantize;
+use crate::import::hf::modules::{self, ModuleBias};
+use crate::lora::{Bias, FloatAdapter, HEAD, HeadWeights, InitLora};
 use crate::{Error, Result, files};
 use config::{OneOrMany, PeftConfig};
 use factors::ModuleFactors;
@@ -34,6 +37,8 @@ const EXTRA: &str = "rankpatch.json";
 const PREFIX: &str = "base_model.model.";
 /// What task heads are called: here, and in the classes of `transformers`.
 const HEADS: [&str; 4] = [HEAD, "score", "classifier", "classifier.out_proj"];
+/// With all biases PEFT writes that of a saved module three times: as it was before, and as it is under two names.
+const OTHER_BIASES: [&str; 2] = [".original_module.bias", ".modules_to_save.bias"];
 /// Sites that a message lists.
 const NAMED_SITES: usize = 12;
 
@@ -62,7 +67,7 @@ pub fn write(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Result
 /// # Errors
 /// [`Error::Field`] if the adapter's factors do not have the shapes that it states.
 pub fn contents(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
-    let FloatAdapter { config, sites, head, .. } = adapter;
+    let FloatAdapter { config, sites, biases, head, .. } = adapter;
     let all = modules::modules(network);
     let written: Vec<ModuleFactors> =
         all.iter().filter_map(|module| ModuleFactors::of(module, sites, config)).collect();
@@ -85,6 +90,7 @@ pub fn contents(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Res
             InitLora::Kaiming | InitLora::Pissa => true.into(),
             InitLora::Gaussian => "gaussian".into(),
         },
+        bias: config.bias.word().into(),
         ..PeftConfig::new(config.rank, config.alpha)
     };
     let extra = Extra {
@@ -100,11 +106,26 @@ pub fn contents(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Res
         tensors.push((format!("{PREFIX}{name}.lora_A.weight"), dims_a, files::f32_bytes(lora_a)));
         tensors.push((format!("{PREFIX}{name}.lora_B.weight"), dims_b, files::f32_bytes(lora_b)));
     }
+    let own = |tensor: TensorId| biases.iter().find(|bias| bias.tensor == tensor);
+    for ModuleBias { module, len, parts } in modules::biases(network) {
+        if parts.iter().all(|(tensor, _)| own(*tensor).is_none()) {
+            continue;
+        }
+        let mut values = vec![0.0; len];
+        for (tensor, part) in parts {
+            let bias = own(tensor).map_or_else(|| base_bias(network, tensor), |bias| bias.values.clone());
+            values[part.first_row..][..part.rows].copy_from_slice(&part.give(&bias, 1));
+        }
+        let layer = if written.iter().any(|factors| factors.name == module) { ".base_layer" } else { "" };
+        tensors.push((format!("{PREFIX}{module}{layer}.bias"), vec![len], files::f32_bytes(&values)));
+    }
     if let Some(head) = head {
-        let outputs = head.bias.len();
+        let outputs = head.labels.len();
         let shape = vec![outputs, head.weight.len() / outputs.max(1)];
         tensors.push((format!("{PREFIX}{head_name}.weight"), shape, files::f32_bytes(&head.weight)));
-        tensors.push((format!("{PREFIX}{head_name}.bias"), vec![outputs], files::f32_bytes(&head.bias)));
+        if !head.bias.is_empty() {
+            tensors.push((format!("{PREFIX}{head_name}.bias"), vec![outputs], files::f32_bytes(&head.bias)));
+        }
     }
     let path = folder.join(TENSORS);
     let views = tensors
@@ -145,6 +166,9 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
         .map_err(|error| Error::field(&path, "content", "safetensors", error))?;
     let mut tensors: BTreeMap<String, (String, TensorView<'_>)> = BTreeMap::new();
     for (key, view) in file.iter() {
+        if peft.bias == Bias::All.word() && OTHER_BIASES.iter().any(|end| key.ends_with(end)) {
+            continue;
+        }
         if let Some((other, _)) = tensors.insert(plain_key(key), (key.to_owned(), view)) {
             return Err(Error::field(&path, "tensors", "those of one adapter", format!("{other} and {key}")));
         }
@@ -188,13 +212,33 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
             continue;
         };
         let bias = take(&format!("{module}.bias"), &[Some(dims[0])])?;
-        let bias = bias.map_or_else(|| vec![0.0; dims[0]], |(_, bias)| bias);
+        let bias = bias.map_or_else(Vec::new, |(_, bias)| bias);
         let numbered = || (0..dims[0]).map(|class| class.to_string()).collect();
         let labels =
             extra.as_ref().map(|extra| extra.labels.clone()).filter(|labels| labels.len() == dims[0]);
         let pooling = extra.as_ref().and_then(|extra| extra.pooling).unwrap_or(Pooling::Mean);
         head = Some(HeadWeights { pooling, weight, bias, labels: labels.unwrap_or_else(numbered) });
     }
+    // After the head, which may have the name of the base's own output layer.
+    let mut biases = BTreeMap::new();
+    for ModuleBias { module, len, parts } in modules::biases(network) {
+        if peft.bias == Bias::None.word() {
+            break;
+        }
+        let mut found = None;
+        for name in [format!("{module}.base_layer.bias"), format!("{module}.bias")] {
+            found = found.or(take(&name, &[Some(len)])?);
+        }
+        let Some((_, values)) = found else { continue };
+        for (tensor, part) in parts {
+            let values = part.take(&values, 1);
+            // One that was never trained is the base's.
+            if values != base_bias(network, tensor) {
+                biases.insert(tensor, BiasData { tensor, values });
+            }
+        }
+    }
+    let biases: Vec<BiasData> = biases.into_values().collect();
     if let Some((key, _)) = tensors.values().next() {
         let mut known: Vec<&str> = network.site_names.iter().map(String::as_str).take(NAMED_SITES).collect();
         if network.site_names.len() > NAMED_SITES {
@@ -203,7 +247,7 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
         let expected = format!("factors of a site of {} ({}) or a head", network.name, known.join(", "));
         return Err(Error::field(&path, "tensor", expected, format!("{key} (of another architecture?)")));
     }
-    if sites.is_empty() && head.is_none() {
+    if sites.is_empty() && biases.is_empty() && head.is_none() {
         return Err(Error::field(&path, "tensors", "factors of at least one site", "none"));
     }
     let folder_name = || {
@@ -214,7 +258,7 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
     };
     let task = extra.map_or_else(folder_name, |extra| extra.task);
     let config = peft.lora(&sites, head.is_some());
-    Ok(FloatAdapter { task, base_id: network.id(), config, sites, head })
+    Ok(FloatAdapter { task, base_id: network.id(), config, sites, biases, head })
 }
 
 /// A tensor's key without PEFT's prefix and without an adapter's name: `q.lora_A.default.weight` is `q.lora_A.weight`, and
@@ -241,6 +285,11 @@ fn read_extra(path: &Path, base_id: BaseId) -> Result<Option<Extra>> {
         return Err(Error::field(path, "base_id", base_id, extra.base_id));
     }
     Ok(Some(extra))
+}
+
+/// The numbers of a bias of the base.
+fn base_bias(network: &Network, tensor: TensorId) -> Vec<f32> {
+    network.tensors.get(usize::from(tensor)).map(|tensor| dequantize(tensor).into_owned()).unwrap_or_default()
 }
 
 fn features_width(network: &Network) -> Result<usize> {

@@ -99,11 +99,15 @@ pub enum ErrorCode {
     Busy,
     /// The slots' partition cannot be mounted; adapters can neither be installed nor applied.
     NoSlots,
+    /// No operator adds this tensor as a bias.
+    UnknownBias,
+    /// Biases do not ascend.
+    BiasesOutOfOrder,
 }
 
 impl ErrorCode {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 47] = [
         Self::Truncated,
         Self::TrailingBytes,
         Self::BadMagic,
@@ -149,6 +153,8 @@ impl ErrorCode {
         Self::OtherBytes,
         Self::Busy,
         Self::NoSlots,
+        Self::UnknownBias,
+        Self::BiasesOutOfOrder,
     ];
 
     /// The number: what is sent.
@@ -204,6 +210,8 @@ impl ErrorCode {
             Self::OtherBytes => "OtherBytes",
             Self::Busy => "Busy",
             Self::NoSlots => "NoSlots",
+            Self::UnknownBias => "UnknownBias",
+            Self::BiasesOutOfOrder => "BiasesOutOfOrder",
         }
     }
 }
@@ -227,6 +235,10 @@ impl From<Error> for Response<'_> {
             Error::UnknownSite { site, n_sites } => (C::UnknownSite, n_sites.into(), site.into()),
             Error::SitesOutOfOrder { previous, found } => (C::SitesOutOfOrder, previous.into(), found.into()),
             Error::DuplicateSite { site } => (C::DuplicateSite, 1, site.into()),
+            Error::UnknownBias { tensor } => (C::UnknownBias, 0, tensor.into()),
+            Error::BiasesOutOfOrder { previous, found } => {
+                (C::BiasesOutOfOrder, previous.into(), found.into())
+            }
             Error::NothingToApply => (C::NothingToApply, 1, 0),
             Error::OutOfRange { found, max, .. } => (C::OutOfRange, max, found),
             Error::ShapeMismatch { expected, found, .. } => (C::ShapeMismatch, expected, found),

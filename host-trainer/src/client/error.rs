@@ -185,6 +185,8 @@ impl Refusal {
             C::NotFinite => "a number is not finite",
             C::UnknownSite => "no such site",
             C::SitesOutOfOrder => "the sites are out of order",
+            C::UnknownBias => "no operator adds this bias",
+            C::BiasesOutOfOrder => "the biases are out of order",
             C::DuplicateSite => "a site occurs twice",
             C::NothingToApply => "the adapter would do nothing",
             C::OutOfRange => "a value is out of range",

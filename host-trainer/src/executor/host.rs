@@ -50,7 +50,7 @@ impl Model {
             }
             HostOp::Convolution { input, weight, bias, reach } => {
                 let x = ops::neighbours(pass.get(input)?, batch.rows, &batch.lengths, reach.into())?;
-                ops::linear(&x, self.tensor(weight), Some(self.tensor(bias)))?
+                ops::linear(&x, self.tensor(weight), Some(self.bias(bias)))?
             }
         })
     }

@@ -131,7 +131,7 @@ fn heads_pool_what_counts() {
     let mean = |rows: &[Vec<f32>]| -> Vec<f32> {
         (0..64).map(|i| rows.iter().map(|row| row[i]).sum::<f32>() / rows.len() as f32).collect()
     };
-    let head = |pooling| TaskHead { pooling, weight: weight.clone(), bias: bias.clone() };
+    let head = |pooling| TaskHead { pooling, weight: weight.clone(), bias: Some(bias.clone()) };
     let found = rows(&model.forward(&batch, &BTreeMap::new(), Some(&head(Pooling::Last))).unwrap());
     assert_close(&found[0], &expected(&features[4]), 1e-4);
     assert_close(&found[1], &expected(&features[6]), 1e-4);
@@ -151,7 +151,8 @@ fn the_features_of_a_kwt_are_one_row() {
         let id = network.tensor_names.iter().position(|n| n == name).unwrap();
         model.tensors[id].clone()
     };
-    let head = TaskHead { pooling: Pooling::Last, weight: tensor("head.weight"), bias: tensor("head.bias") };
+    let head =
+        TaskHead { pooling: Pooling::Last, weight: tensor("head.weight"), bias: Some(tensor("head.bias")) };
     let found = rows(&model.forward(&batch, &BTreeMap::new(), Some(&head)).unwrap());
     let expected = rows(&model.forward(&batch, &BTreeMap::new(), None).unwrap());
     for (found, expected) in found.iter().zip(&expected) {

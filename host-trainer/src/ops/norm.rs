@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 
+use super::elementwise::add_bias;
 use super::graph::{Backward, HostArgs, Output, Sink, node, with_values};
 use super::simd::{sum_by, vectorized};
 use super::{Result, check, parallel};
@@ -19,12 +20,16 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 
 /// `y[r, c] = (x[r, c] - mean) / sqrt(variance + eps) * weight[c] + bias[c]` with the row's (biased) mean and variance.
 ///
-/// `x` [rows, width], `weight` and `bias` [width]; both are trained or neither.
+/// `x` [rows, width], `weight` and `bias` [width]; the bias is trained alone, both are, or neither. Values are the same either way.
 ///
 /// # Errors
 /// If a shape or type does not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Result<Tensor> {
-    norm("layer_norm", x, weight, Some(bias), eps)
+    if !bias.track_op() || weight.track_op() {
+        return norm("layer_norm", x, weight, Some(bias), eps);
+    }
+    check::shape("layer_norm", "the bias", bias, weight.dims())?;
+    add_bias(&norm("layer_norm", x, weight, Some(&bias.zeros_like()?.detach()), eps)?, bias)
 }
 
 /// [`rms_norm`] in plain candle operators.

@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::lora::{HEAD, InitLora, LoraConfig, SiteFactors};
+use crate::lora::{Bias, HEAD, InitLora, LoraConfig, SiteFactors};
 use crate::{Error, Result};
 
 /// The fields that this crate writes; of those it reads, all but `peft_type`, `r` and `lora_alpha` may be missing.
@@ -168,6 +168,7 @@ impl PeftConfig {
             modules_to_save: has_head.then(|| HEAD.to_owned()).into_iter().collect(),
             // It says how training started, which does not matter any more.
             init_lora_weights: InitLora::default(),
+            bias: Bias::of(&self.bias).unwrap_or_default(),
         }
     }
 }
@@ -221,7 +222,12 @@ pub(super) fn read(path: &Path) -> Result<PeftConfig> {
     let broken =
         || peft.alpha_pattern.0.iter().map(|(pattern, _)| pattern).find(|pattern| regex(pattern).is_err());
     for (what, fits, expected, found) in [
-        ("bias", peft.bias == "none", "\"none\"", format!("{:?}", peft.bias)),
+        (
+            "bias",
+            Bias::of(&peft.bias).is_some(),
+            "\"none\", \"lora_only\" or \"all\"",
+            format!("{:?}", peft.bias),
+        ),
         ("init_lora_weights", plain_init, base, format!("{init:?}")),
         ("r", peft.r > 0, "1 or more", peft.r.to_string()),
         ("lora_alpha", peft.lora_alpha > 0.0, "a number above 0", peft.lora_alpha.to_string()),

@@ -1,8 +1,10 @@
 //! Measures a task with the float executor.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
+use rankpatch_format::write::BiasData;
 
 use super::batches::{Example, Target, Targets};
 use super::metric::{Metric, MetricName, Tally, negative_log_likelihood};
@@ -24,6 +26,7 @@ pub fn evaluate_float(model: &Model, adapter: Option<&FloatAdapter>, examples: &
         Some(adapter) => (factors(adapter, model.device())?, task_head(adapter, model.device())?),
         None => (BTreeMap::new(), None),
     };
+    let model = adapter.map_or(Ok(Cow::Borrowed(model)), |adapter| with_biases(model, adapter))?;
     let width = model.input_width();
     let mut order: Vec<&Example> = examples.iter().collect();
     order.sort_by_key(|example| example.rows(width));
@@ -34,7 +37,7 @@ pub fn evaluate_float(model: &Model, adapter: Option<&FloatAdapter>, examples: &
         let count = (BATCH_ROWS / first.rows(width).max(1)).clamp(1, rest.len());
         let (batch, after) = rest.split_at(count);
         rest = after;
-        measure(model, &factors, head.as_ref(), batch, width, &mut tally)?;
+        measure(&model, &factors, head.as_ref(), batch, width, &mut tally)?;
     }
     Ok(tally.metric())
 }
@@ -98,6 +101,20 @@ pub fn factors(adapter: &FloatAdapter, device: &Device) -> Result<BTreeMap<u16, 
     factors.collect()
 }
 
+/// The network with an adapter's biases in it.
+///
+/// # Errors
+/// If the device refuses a tensor.
+pub fn with_biases<'m>(model: &'m Model, adapter: &FloatAdapter) -> Result<Cow<'m, Model>> {
+    if adapter.biases.is_empty() {
+        return Ok(Cow::Borrowed(model));
+    }
+    let biases = adapter.biases.iter().map(|BiasData { tensor, values }| {
+        Ok((*tensor, Tensor::from_slice(values, values.len(), model.device())?))
+    });
+    Ok(Cow::Owned(model.with_biases(biases.collect::<Result<Vec<_>>>()?)))
+}
+
 /// An adapter's head as the executor takes it.
 ///
 /// # Errors
@@ -108,7 +125,11 @@ pub fn task_head(adapter: &FloatAdapter, device: &Device) -> Result<Option<TaskH
         Ok(TaskHead {
             pooling: head.pooling,
             weight: Tensor::from_slice(&head.weight, (outputs, head.weight.len() / outputs.max(1)), device)?,
-            bias: Tensor::from_slice(&head.bias, outputs, device)?,
+            bias: if head.bias.is_empty() {
+                None
+            } else {
+                Some(Tensor::from_slice(&head.bias, outputs, device)?)
+            },
         })
     });
     head.transpose()

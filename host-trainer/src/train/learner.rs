@@ -5,6 +5,7 @@
 
 mod parts;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,7 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use rankpatch_format::BaseId;
 use rankpatch_format::adapter::Pooling;
 use rankpatch_format::graph::TensorId;
-use rankpatch_format::write::Network;
+use rankpatch_format::write::{BiasData, Network};
 use sha2::{Digest as _, Sha256};
 
 use super::batches::{Order, Targets, split_by_length};
@@ -23,7 +24,8 @@ use super::run::open_device;
 use super::stopping::{Best, Patience};
 use super::watch::Watch;
 use super::{Method, Metric, TaskData, TrainConfig, TrainError};
-use crate::executor::{Model, TaskHead};
+use crate::executor::{Model, TaskHead, dequantize};
+use crate::import::hf::modules;
 use crate::lora::{BoundSite, FloatAdapter, HEAD, HeadWeights, InitLora, SiteFactors};
 use crate::optim::{AdamW, Param};
 use crate::rng::Rng;
@@ -98,6 +100,8 @@ pub struct Learner {
     base_id: BaseId,
     device: Device,
     sites: Vec<BoundSite>,
+    /// The base's tensors that are trained as biases.
+    biases: Vec<TensorId>,
     pooling: Pooling,
     optimizer: AdamW,
     schedule: Schedule,
@@ -182,10 +186,15 @@ pub(super) fn head_names() -> (String, String) {
     (format!("{HEAD}.weight"), format!("{HEAD}.bias"))
 }
 
+/// Name of a trained bias: no file keeps names of tensors.
+fn bias_name(tensor: TensorId) -> String {
+    format!("bias.{tensor}")
+}
+
 impl Learner {
     /// Binds a configuration to a quantized network and the data of a task, with fresh factors: lora_a uniform as in PEFT,
-    /// lora_b zero, the weight of a head uniform in +-1/sqrt(width) and its bias zero. A base that devices do not run gets no
-    /// quantization-aware part.
+    /// lora_b zero, the weight of a head uniform in +-1/sqrt(width) and its bias zero, biases of the base as they are. A head has a bias
+    /// unless the base's classifiers in `transformers` have none. A base that devices do not run gets no quantization-aware part.
     ///
     /// A task that trains in full starts at the weights of the network, which may be float.
     ///
@@ -219,6 +228,7 @@ impl Learner {
             .into());
         }
         let sites = if full { Vec::new() } else { config.lora.bind(network, read)? };
+        let biases = if full { Vec::new() } else { config.lora.biases(network, &sites, read)? };
         if let Some(site) = sites.iter().find(|site| model.row_scales(site.index).is_empty()) {
             let expected = "a quantized base".into();
             return Err(
@@ -265,8 +275,17 @@ impl Learner {
             let values = Rng::new(config.seed, "init/head").kaiming_uniform(width, outputs * width);
             let head = |var| Param { rate_factor: config.head_lr_ratio, ..Param::new(var) };
             params.insert(weight, head(Var::from_vec(values, (outputs, width), device)?));
-            let zeros = Var::zeros(outputs, DType::F32, device)?;
-            params.insert(bias, Param { decay: false, ..head(zeros) });
+            if full || modules::head_has_bias(network) {
+                let zeros = Var::zeros(outputs, DType::F32, device)?;
+                params.insert(bias, Param { decay: false, ..head(zeros) });
+            }
+        }
+        // A bias may get no gradient: the softmax does not see that of keys.
+        let watch = Watch::new(params.keys().cloned());
+        for tensor in &biases {
+            let values = network.tensors.get(usize::from(*tensor)).map(dequantize).unwrap_or_default();
+            let var = Var::from_slice(&values, values.len(), device)?;
+            params.insert(bias_name(*tensor), Param { decay: false, ..Param::new(var) });
         }
         let steps = config.steps(data.train.len());
         // A row that is the whole sequence has nothing to pool; files say `last` then.
@@ -275,7 +294,7 @@ impl Learner {
             schedule: config.schedule(steps),
             quantized_from: config.first_quantized_step(steps),
             order: Order::new(config.seed, data.train.len(), config.effective_batch()),
-            watch: Watch::new(params.keys().cloned()),
+            watch,
             patience: Patience::new(config.early_stopping_patience),
             optimizer: AdamW::new(params, config.optimizer)?,
             base_id: *id,
@@ -286,6 +305,7 @@ impl Learner {
             starts,
             data_digest: data.digest(),
             sites: sites.into_iter().map(|site| running(site, &config.lora)).collect(),
+            biases,
             config,
             data,
             pooling,
@@ -381,6 +401,11 @@ impl Learner {
         &self.sites
     }
 
+    /// The base's tensors that are trained as biases, in ascending order.
+    pub fn biases(&self) -> &[TensorId] {
+        &self.biases
+    }
+
     /// Shape and values of every trained tensor.
     fn values(&self) -> Result<Values> {
         let params = self.optimizer.params().iter();
@@ -441,14 +466,19 @@ impl Learner {
             Ok(self.beside_start(SiteFactors { site: site.clone(), lora_a, lora_b }))
         });
         let sites = sites.collect::<Result<Vec<_>>>()?;
+        let biases = self
+            .biases
+            .iter()
+            .map(|tensor| Ok(BiasData { tensor: *tensor, values: values(&bias_name(*tensor))? }));
         let head = if self.data.labels.is_empty() {
             None
         } else {
             let (weight, bias) = head_names();
+            let has_bias = self.optimizer.params().contains_key(&bias);
             Some(HeadWeights {
                 pooling: self.pooling,
                 weight: values(&weight)?,
-                bias: values(&bias)?,
+                bias: if has_bias { values(&bias)? } else { Vec::new() },
                 labels: self.data.labels.clone(),
             })
         };
@@ -457,6 +487,7 @@ impl Learner {
             base_id: self.base_id,
             config: self.config.lora.clone(),
             sites,
+            biases: biases.collect::<Result<_>>()?,
             head,
         })
     }
@@ -561,9 +592,22 @@ impl Learner {
             TaskHead {
                 pooling: self.pooling,
                 weight: variables[&weight].as_tensor().clone(),
-                bias: variables[&bias].as_tensor().clone(),
+                bias: variables.get(&bias).map(|bias| bias.as_tensor().clone()),
             }
         })
+    }
+
+    /// The base with the biases of a step in it.
+    pub(super) fn with_biases<'m>(
+        &self,
+        model: &'m Model,
+        variables: &BTreeMap<String, Var>,
+    ) -> Cow<'m, Model> {
+        if self.biases.is_empty() {
+            return Cow::Borrowed(model);
+        }
+        let bias = |tensor: &TensorId| (*tensor, variables[&bias_name(*tensor)].as_tensor().clone());
+        Cow::Owned(model.with_biases(self.biases.iter().map(bias)))
     }
 
     /// 0 with the probability of dropout, otherwise 1 / (1 - p): a pure function of seed, step, part and site.

@@ -29,7 +29,7 @@ pub use config::{DatasetKind, DeviceKind, Length, Method, TrainConfig};
 pub use data::TaskData;
 pub use error::TrainError;
 pub(crate) use evaluate::metric_of;
-pub use evaluate::{evaluate_float, factors, task_head};
+pub use evaluate::{evaluate_float, factors, task_head, with_biases};
 pub use full::FullyTrained;
 pub use learner::{FrozenBase, Learner, StepOutcome};
 pub use log::RunLog;

@@ -44,7 +44,9 @@ impl Member<'_> {
             Joins::OfOneLength => rows(self) == rows(other),
             Joins::None => false,
         };
-        together && has_head(self) == has_head(other)
+        // Biases are added to all rows of a pass.
+        let plain = |member: &Self| member.learner.biases().is_empty();
+        together && has_head(self) == has_head(other) && plain(self) && plain(other)
     }
 }
 
@@ -74,7 +76,8 @@ fn alone(model: &Model, member: Member<'_>) -> Result<Found> {
                 },
             );
         }
-        let outputs = model.forward(&part.batch, &factors, learner.head(variables).as_ref())?;
+        let base = learner.with_biases(model, variables);
+        let outputs = base.forward(&part.batch, &factors, learner.head(variables).as_ref())?;
         let (targets, weights) = targets(model, [part])?;
         Ok::<_, crate::Error>(ops::cross_entropy(&outputs, &targets, &weights)?)
     })?;
@@ -195,7 +198,7 @@ fn together(model: &Model, members: &[Member<'_>]) -> Result<Vec<Found>> {
         let (weight, bias) = head_names();
         for (member, found) in members.iter().zip(&mut found) {
             for name in [&weight, &bias] {
-                let grad = grads.get(&member.drawn.variables[name]).cloned();
+                let grad = member.drawn.variables.get(name).and_then(|var| grads.get(var)).cloned();
                 found.grads.extend(grad.map(|grad| (name.clone(), grad)));
             }
         }

@@ -29,7 +29,14 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let file = |sites: &[(u16, usize)], head| {
         fixture::adapter(&network, sites, head, 0.1, 5).write().expect("a valid adapter")
     };
-    vec![("plain", file(&[(0, 2), (3, 1)], None)), ("head", file(&[(1, 3)], Some(4)))]
+    let mut with_biases = fixture::adapter(&network, &[(2, 2)], Some(3), 0.1, 6);
+    with_biases.biases = fixture::biases(&network, 7);
+    let with_biases = with_biases.write().expect("a valid adapter");
+    vec![
+        ("plain", file(&[(0, 2), (3, 1)], None)),
+        ("head", file(&[(1, 3)], Some(4))),
+        ("biases", with_biases),
+    ]
 }
 
 fn run(data: &[u8]) {
@@ -59,7 +66,9 @@ fn check(file: &[u8], base: &Base<'_>) {
     let preview = preview.expect("an adapter that can be read whole can be previewed");
     assert!(preview.body.task.len() <= MAX_TASK_BYTES);
     let values: usize = adapter.patches(base).map(|patch| patch.lora_a.len() + patch.lora_b.len()).sum();
-    assert!(values <= file.len() && adapter.n_patches() > 0 || adapter.head().is_some());
+    let biases: usize = adapter.biases().iter().map(|(_, values)| 4 * values.len()).sum();
+    assert!(values + biases <= file.len());
+    assert!(adapter.n_patches() > 0 || adapter.head().is_some() || biases > 0);
     run_engine(&adapter, base);
 }
 

@@ -109,6 +109,23 @@ fn bad_26_sites_that_overlap_do_not_ascend_or_do_not_exist() {
     refused_when(&mut bench, ErrorCode::SitesOutOfOrder, |a| a.patches.swap(0, 1));
     refused_when(&mut bench, ErrorCode::UnknownSite, |a| a.patches[2].site = 15);
     refused_when(&mut bench, ErrorCode::UnknownSite, |a| a.patches[2].site = u16::MAX);
+    let biases = || fixture::biases(&fixture::decoder(), 3);
+    refused_when(&mut bench, ErrorCode::BiasesOutOfOrder, |a| {
+        a.biases = biases();
+        a.biases.swap(0, 1);
+    });
+    refused_when(&mut bench, ErrorCode::UnknownBias, |a| {
+        a.biases = biases();
+        a.biases[0].tensor = 0;
+    });
+    refused_when(&mut bench, ErrorCode::NotFinite, |a| {
+        a.biases = biases();
+        a.biases[1].values[2] = f32::NAN;
+    });
+    refused_when(&mut bench, ErrorCode::ShapeMismatch, |a| {
+        a.biases = biases();
+        a.biases[1].values.pop();
+    });
     refused_when(&mut bench, ErrorCode::Truncated, |a| _ = a.patches[0].lora_a.pop());
     refused_when(&mut bench, ErrorCode::TrailingBytes, |a| a.patches[0].lora_a.push(1));
     refused_when(&mut bench, ErrorCode::OutOfRange, |a| a.patches[0].lora_b[0] = -128);

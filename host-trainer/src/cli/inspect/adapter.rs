@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rankpatch_format::ProductId;
 use rankpatch_format::adapter::{
-    Adapter, Body, Entries, HEADER_BYTES, PAYLOAD_ALIGN, Pooling, Preview, TRAILER_BYTES,
+    Adapter, BiasEntries, Body, Entries, HEADER_BYTES, Method, PAYLOAD_ALIGN, Pooling, Preview, TRAILER_BYTES,
 };
 use rankpatch_format::base::Base;
 use rankpatch_format::link::Mode;
@@ -44,6 +44,15 @@ pub(super) struct Report {
     self_test: SelfTest,
     head: Option<Head>,
     sites: Vec<Site>,
+    /// Biases in the place of the base's.
+    biases: Vec<Bias>,
+}
+
+#[derive(Debug, Serialize)]
+struct Bias {
+    /// The base's tensor.
+    tensor: u16,
+    length: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,6 +125,12 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
         sites.push(Site { index: entry.site, rank: entry.rank, scales, shape: None });
     }
     let scale_bytes: usize = sites.iter().map(|site| usize::from(site.rank) * 2).sum();
+    let mut entries = BiasEntries::of(body.method);
+    let (entry_bytes, bias_bytes) = (entries.0.len(), entries.payload_bytes());
+    let mut biases = Vec::new();
+    while let Ok(Some(entry)) = entries.try_next() {
+        biases.push(Bias { tensor: entry.tensor, length: entry.len });
+    }
     let head_bytes = body.head.map_or(0, |head| head.scales.len() + head.bias.len() + head.labels.len());
     Report {
         kind: "adapter",
@@ -128,7 +143,10 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
         step_limit: header.step_limit,
         product: (header.product != ProductId::NONE).then(|| header.product.to_string()),
         key_id: header.is_signed().then(|| header.key_id.to_string()),
-        method: format!("{:?}", body.method),
+        method: match body.method {
+            Method::LoraInt8 => "LoraInt8".into(),
+            Method::LoraInt8Biases(_) => "LoraInt8Biases".into(),
+        },
         alpha: body.alpha,
         crc32: format!("{crc:#010x}"),
         file_bytes,
@@ -140,8 +158,9 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
             &[
                 ("payload", payload_bytes),
                 ("component scales", scale_bytes),
+                ("biases", bias_bytes + entry_bytes),
                 ("head scales, bias, labels", head_bytes),
-                ("other fields", body_bytes.saturating_sub(scale_bytes + head_bytes)),
+                ("other fields", body_bytes.saturating_sub(scale_bytes + entry_bytes + head_bytes)),
                 ("header, checksum, signature", HEADER_BYTES + TRAILER_BYTES),
             ],
         ),
@@ -163,6 +182,7 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
             labels: names(head.labels),
         }),
         sites,
+        biases,
     }
 }
 
@@ -194,10 +214,11 @@ fn with_base(report: Report, adapter: &Adapter<'_>, base: &Base<'_>, digest: Str
     }
 }
 
-/// Bytes of the payload, which lies between the padded body and the checksum.
+/// Bytes of the payload without biases, which lies between the padded body and the checksum.
 pub fn payload_bytes(preview: &Preview<'_>) -> usize {
     let start = (HEADER_BYTES + body_bytes(&preview.body)).next_multiple_of(PAYLOAD_ALIGN);
-    preview.file.len().saturating_sub(start + TRAILER_BYTES)
+    let biases = BiasEntries::of(preview.body.method).payload_bytes();
+    preview.file.len().saturating_sub(start + TRAILER_BYTES).saturating_sub(biases)
 }
 
 /// Bytes of a body as it is written: postcard has one encoding of a value.
@@ -250,6 +271,10 @@ pub(super) fn text(report: &Report) -> String {
             "head",
             format!("{} outputs {bias} bias, pooling {}{scales}{labels}", head.outputs, head.pooling),
         ));
+    }
+    if !report.biases.is_empty() {
+        let numbers = report.biases.iter().map(|bias| bias.length as usize).sum::<usize>();
+        lines.push(("biases", format!("{} of the base, {} numbers", report.biases.len(), grouped(numbers))));
     }
     let mut text = fields(&lines);
     text.push('\n');

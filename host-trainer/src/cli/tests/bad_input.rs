@@ -231,18 +231,18 @@ fn a_peft_folder_that_does_not_fit_is_refused() {
     let other = export("encoder.rpb");
     fails_and_leaves_outputs(&fixture, &other, exit::BAD_INPUT, "rankpatch.json: base_id: expected");
     std::fs::remove_file(fixture.path("out/peft/rankpatch.json")).unwrap();
-    fails_and_leaves_outputs(
-        &fixture,
-        &other,
-        exit::BAD_INPUT,
-        "lora_A.weight\": expected shape [0, 15], found [2, 12]",
-    );
     let good = fixture.read("out/peft/adapter_model.safetensors");
     let file = safetensors::SafeTensors::deserialize(&good).unwrap();
-    let llama = file.iter().map(|(name, view)| {
-        (name.replace("layers.", "model.layers.").replace("attn.q", "self_attn.q_proj"), view)
-    });
-    fixture.write("out/peft/adapter_model.safetensors", &safetensors::serialize(llama, None).unwrap());
+    let renamed = |layers: &str, query: &str| {
+        let name = |name: &str| name.replace("model.layers.", layers).replace("self_attn.q_proj", query);
+        safetensors::serialize(file.iter().map(|(old, view)| (name(old), view)), None).unwrap()
+    };
+    let own = renamed("layers.", "attn.q");
+    fixture.write("out/peft/adapter_model.safetensors", &own);
+    let expected = "lora_A.weight\": expected shape [0, 15], found [2, 12]";
+    fails_and_leaves_outputs(&fixture, &other, exit::BAD_INPUT, expected);
+    let bert = renamed("bert.encoder.layer.", "attention.self.query");
+    fixture.write("out/peft/adapter_model.safetensors", &bert);
     let expected = "tensor: expected factors of a site of tiny-decoder (layers.0.attn.q, ";
     fails_and_leaves_outputs(&fixture, &export("decoder.rpb"), exit::BAD_INPUT, expected);
     assert!(fixture.run(&export("decoder.rpb")).err.contains("(of another architecture?)"));
@@ -255,7 +255,11 @@ fn a_peft_folder_that_does_not_fit_is_refused() {
         ("use_dora", json!(true), "use_dora: expected none: plain LoRA, found true"),
         ("lora_bias", json!(true), "lora_bias: expected none"),
         ("layer_replication", json!([[0, 1]]), "layer_replication: expected none"),
-        ("bias", json!("lora_only"), "bias: expected \"none\", found \"lora_only\""),
+        (
+            "bias",
+            json!("boft_only"),
+            "bias: expected \"none\", \"lora_only\" or \"all\", found \"boft_only\"",
+        ),
         (
             "init_lora_weights",
             json!("pissa_niter_4"),

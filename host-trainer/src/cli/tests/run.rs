@@ -286,6 +286,52 @@ fn a_dry_run_says_what_would_be_trained() {
 }
 
 #[test]
+fn biases_pass_through_every_command() {
+    let fixture = Fixture::new();
+    names_task(&fixture);
+    let train =
+        "train @names.toml --out @out --rank 2 --bias all --steps 40 --learning-rate 2e-2 --device cpu";
+    let plan = fixture.run(&format!("{train} --dry-run --format json")).json();
+    assert_eq!(plan["biases"], serde_json::json!([2, 18]));
+    let text = fixture.run(&format!("{train} --dry-run")).text();
+    assert!(text.contains("sites and 2 biases (18 numbers), beside"), "{text}");
+    let summary = fixture.run(&format!("{train} --format json")).json();
+    assert_eq!(plan["adapter_file_bytes"], summary["adapter_file_bytes"]);
+
+    let inspect = "inspect @out/names.rpa --base @decoder.rpb";
+    let found = fixture.run(&format!("{inspect} --format json")).json();
+    assert_eq!(found["method"], "LoraInt8Biases");
+    let lengths: Vec<u64> =
+        found["biases"].as_array().unwrap().iter().map(|bias| bias["length"].as_u64().unwrap()).collect();
+    assert_eq!(lengths, [6, 12]);
+    assert_eq!(found["self_test"]["check"]["equal"], true);
+    let section = found["sections"].as_array().unwrap().iter().find(|section| section["name"] == "biases");
+    // 18 numbers in 80 bytes, and two entries of two bytes.
+    assert_eq!(section.unwrap()["bytes"], 84);
+    assert!(fixture.run(inspect).text().contains("2 of the base, 18 numbers"));
+
+    // Through the PEFT folder, and through the folder of what is in the file: the same biases.
+    let sim = |file: &str| {
+        let line =
+            format!("sim --base @decoder.rpb --adapter @{file} --prompt a --max-tokens 9 --format json");
+        fixture.run(&line).json()["digest"].clone()
+    };
+    fixture.run("export --from @out/peft --base @decoder.rpb -o @again.rpa --sequence 1").text();
+    assert!(fixture.read("again.rpa") == fixture.read("out/names.rpa"));
+    fixture.run("export --from @again.rpa --base @decoder.rpb -o @folder").text();
+    let config: Value = serde_json::from_slice(&fixture.read("folder/adapter_config.json")).unwrap();
+    assert_eq!(config["bias"], "all");
+    let tensors = fixture.read("folder/adapter_model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap();
+    let own = fixture.read("out/peft/adapter_model.safetensors");
+    let own = safetensors::SafeTensors::deserialize(&own).unwrap();
+    let name = "base_model.model.model.layers.1.mlp.down_proj.base_layer.bias";
+    assert_eq!(tensors.tensor(name).unwrap().data(), own.tensor(name).unwrap().data());
+    let plain = fixture.run("sim --base @decoder.rpb --prompt a --max-tokens 9 --format json").json();
+    assert!(sim("again.rpa") == sim("out/names.rpa") && sim("again.rpa") != plain["digest"]);
+}
+
+#[test]
 fn progress_is_json_on_request() {
     let fixture = Fixture::new();
     names_task(&fixture);

@@ -22,7 +22,9 @@ pub(super) struct Plan {
     base: String,
     base_id: String,
     sites: Vec<BoundSite>,
-    /// Numbers trained: factors and head.
+    /// Biases of the base that are trained, and numbers in them.
+    biases: [usize; 2],
+    /// Numbers trained: factors, biases and head.
     trained: usize,
     /// Numbers of the base, which stay as they are.
     frozen: usize,
@@ -57,6 +59,7 @@ impl Plan {
         let factors = data.patches.iter().map(|patch| patch.lora_a.len() + patch.lora_b.len()).sum::<usize>();
         let payload_bytes = factors + data.head.map_or(0, |head| head.codes.len());
         let trained = trainer.trained();
+        let biases = [adapter.biases.len(), adapter.biases.iter().map(|bias| bias.values.len()).sum()];
         let elements = |tensor: &Tensor| tensor.shape().rows as usize * tensor.shape().cols as usize;
         let frozen = network.tensors.iter().map(elements).sum();
         let data = trainer.data();
@@ -65,6 +68,7 @@ impl Plan {
             base: network.name.clone(),
             base_id: adapter.base_id.to_string(),
             sites: adapter.sites.into_iter().map(|factors| factors.site).collect(),
+            biases,
             trained,
             frozen,
             payload_bytes,
@@ -101,13 +105,17 @@ impl Plan {
             );
         }
         let labels = if self.labels.is_empty() { "none".into() } else { self.labels.join(", ") };
+        let biases = match self.biases {
+            [0, _] => String::new(),
+            [count, numbers] => format!(" and {count} biases ({} numbers)", grouped(numbers)),
+        };
         let Memory { base_bytes, trained_bytes, full_fine_tuning_bytes } = self.memory;
         text + &fields(&[
             ("task", format!("{} on {} ({})", self.task, self.base, self.base_id)),
             (
                 "trained",
                 format!(
-                    "{} numbers in {} sites, beside {} that stay",
+                    "{} numbers in {} sites{biases}, beside {} that stay",
                     grouped(self.trained),
                     self.sites.len(),
                     grouped(self.frozen)

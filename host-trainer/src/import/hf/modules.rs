@@ -1,15 +1,25 @@
-//! Where the sites of a network and the modules of `transformers` differ: rows in another order, and several sites in one
-//! module. Names alone tell: no file keeps more of a model than the names of its sites.
+//! Where the sites of a network and the modules of `transformers` differ: rows in another order, several sites in one module, and
+//! for llama2.c's networks, which are Llamas, the names. Names alone tell: no file keeps more of a model than those of its sites.
 //!
 //! A network of another origin has a module for each site, of the same name and order.
 
 use std::collections::BTreeMap;
 
-use rankpatch_format::graph::{Op, ValueId};
+use rankpatch_format::graph::{Op, TensorId, ValueId};
 use rankpatch_format::write::Network;
 
 /// The modules that are cut into sites, by the end of their names, and the names of the parts.
 const FUSED: (&str, [&str; 3]) = ("attn.c_attn", ["q", "k", "v"]);
+/// The sites of a layer of llama2.c, and what they are in a Llama of `transformers`.
+const LLAMA2C: [(&str, &str); 7] = [
+    ("attn.q", "self_attn.q_proj"),
+    ("attn.k", "self_attn.k_proj"),
+    ("attn.v", "self_attn.v_proj"),
+    ("attn.o", "self_attn.o_proj"),
+    ("ffn.gate", "mlp.gate_proj"),
+    ("ffn.up", "mlp.up_proj"),
+    ("ffn.down", "mlp.down_proj"),
+];
 /// Ends of names of modules whose rows are in another order.
 const ROTATED: [&str; 2] = ["self_attn.q_proj", "self_attn.k_proj"];
 /// What the body of a model is called in a model with a head, and the head that `transformers` puts on it for classes.
@@ -89,9 +99,82 @@ pub(crate) fn head(network: &Network) -> Option<&'static str> {
     known.map(|(_, head)| *head)
 }
 
+/// Whether a task's head has a bias: `transformers` classifies with a `score` that has none, and a folder with one would not give
+/// there what it gives here.
+pub(crate) fn head_has_bias(network: &Network) -> bool {
+    head(network) != Some("score")
+}
+
 /// Whether the layers of a network are `Conv1D`, whose weights lie the other way round: PEFT's `fan_in_fan_out`.
 pub(crate) fn fan_in_fan_out(network: &Network) -> bool {
     network.site_names.iter().any(|name| fused(name).is_some())
+}
+
+/// The bias of a module that PEFT knows, or of several sites that are one module there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ModuleBias {
+    /// Path of the module, without PEFT's prefix.
+    pub(crate) module: String,
+    /// Its length.
+    pub(crate) len: usize,
+    /// The base's tensors in it, a part each.
+    pub(crate) parts: Vec<(TensorId, Part)>,
+}
+
+/// The biases of the linear layers and the LayerNorms of a network.
+pub(crate) fn biases(network: &Network) -> Vec<ModuleBias> {
+    let linear: Vec<&Op> = network.ops.iter().filter(|op| matches!(op, Op::Linear { .. })).collect();
+    let of_sites = modules(network).into_iter().filter_map(|module| {
+        let bias = |part: Part| Some((linear.get(usize::from(part.site))?.bias()?, part));
+        let parts: Vec<(TensorId, Part)> = module.sites.into_iter().filter_map(bias).collect();
+        let whole = ModuleBias { module: module.name, len: module.out_features, parts };
+        (!whole.parts.is_empty()).then_some(whole)
+    });
+    let mut norms = 0;
+    let (mut before, mut sites) = (None, network.site_names.iter().map(String::as_str).peekable());
+    let mut all: Vec<ModuleBias> = of_sites.collect();
+    for op in &network.ops {
+        match *op {
+            Op::Linear { .. } => before = sites.next(),
+            Op::LayerNorm { bias, .. } => {
+                let module = norm(before, sites.peek().copied(), norms);
+                norms += 1;
+                let rows = network.tensors.get(usize::from(bias)).map_or(0, |tensor| tensor.shape().cols);
+                let rows = rows as usize;
+                let whole = Part { site: 0, name: module.clone(), first_row: 0, rows, order: Vec::new() };
+                all.push(ModuleBias { module, len: rows, parts: vec![(bias, whole)] });
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+/// The module of a LayerNorm, told by the sites before and behind it; a number in a network of another origin.
+fn norm(before: Option<&str>, behind: Option<&str>, number: usize) -> String {
+    let body = before.or(behind).and_then(|site| site.split_once('.')).map_or("", |(body, _)| body);
+    match body {
+        "transformer" => {
+            let in_layer = |end: &str, norm: &str| Some(format!("{}{norm}", behind?.strip_suffix(end)?));
+            let first = in_layer("attn.c_attn.q", "ln_1").or_else(|| in_layer("mlp.c_fc", "ln_2"));
+            first.unwrap_or_else(|| "transformer.ln_f".into())
+        }
+        "bert" | "roberta" => match before.and_then(|site| site.strip_suffix(".dense")) {
+            Some(output) => format!("{output}.LayerNorm"),
+            None => format!("{body}.embeddings.LayerNorm"),
+        },
+        _ => format!("norms.{number}"),
+    }
+}
+
+/// The module of a site in a Llama of `transformers`, if it has the name of a site of llama2.c.
+fn llama2c(site: &str) -> Option<String> {
+    if site == "lm_head" {
+        return Some(site.into());
+    }
+    let (layer, part) = site.strip_prefix("layers.")?.split_once('.')?;
+    let (_, module) = LLAMA2C.iter().find(|(name, _)| *name == part)?;
+    layer.bytes().all(|digit| digit.is_ascii_digit()).then(|| format!("model.layers.{layer}.{module}"))
 }
 
 /// The modules of a network, in the order of their first sites.
@@ -110,13 +193,17 @@ pub(crate) fn modules(network: &Network) -> Vec<Module> {
     let values =
         (0..).zip(&network.ops).filter(|(_, op)| matches!(op, Op::Linear { .. })).map(|(value, _)| value);
     let mut modules: Vec<Module> = Vec::new();
+    // A network of which this holds for every site, and not only for some, is a Llama.
+    let renamed: Option<Vec<String>> = network.site_names.iter().map(|name| llama2c(name)).collect();
     for ((site, (name, weight)), value) in (0..).zip(network.sites()).zip(values) {
         let shape = weight.shape();
         let (rows, in_features) = (shape.rows as usize, shape.cols as usize);
-        let rotated = ROTATED.iter().any(|end| name.ends_with(end));
+        let own = renamed.as_ref().and_then(|names| names.get(usize::from(site)));
+        let called = own.map_or(name, String::as_str);
+        let rotated = ROTATED.iter().any(|end| called.ends_with(end));
         let head_size = heads.get(&value).filter(|_| rotated);
         let order = head_size.map_or_else(Vec::new, |head_size| rotary_order(rows, *head_size));
-        let (module, part) = fused(name).unwrap_or((name, 0));
+        let (module, part) = fused(name).unwrap_or((called, 0));
         let mut part_of = Part { site, name: name.into(), first_row: 0, rows, order };
         if let Some(last) = modules.last_mut().filter(|last| part > 0 && last.name == module) {
             part_of.first_row = last.out_features;

@@ -28,9 +28,20 @@ fn norms() {
         );
         check_operator(
             "layer_norm",
-            &[x],
+            std::slice::from_ref(&x),
             |t| layer_norm(&t[0], &weight, &bias, 1e-5),
             |t| layer_norm_composed(&t[0], &weight, &bias, 1e-5),
+        );
+        let trained = variable("bias", &[7]);
+        let [plain, with_gradient] =
+            [&bias, &trained].map(|bias| values(&layer_norm(&x, &weight, bias, 1e-5).unwrap()));
+        // The same numbers, whether they are trained or not.
+        assert!(plain == with_gradient || !device().is_cpu());
+        check_operator(
+            "layer_norm with a trained bias",
+            &[x, trained],
+            |t| layer_norm(&t[0], &weight, &t[1], 1e-5),
+            |t| layer_norm_composed(&t[0], &weight, &t[1], 1e-5),
         );
     }
 }

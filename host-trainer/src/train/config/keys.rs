@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use super::{DeviceKind, Length, TrainConfig, TrainError};
 use crate::Result;
-use crate::lora::{HEAD, InitLora, is_regex};
+use crate::lora::{Bias, HEAD, InitLora, is_regex};
 
 /// What a value is set from, and whether it fitted.
 type Setter = fn(&mut TrainConfig, &Value) -> Option<()>;
@@ -86,9 +86,9 @@ pub(super) const KEYS: &[Key] = &[
     key("alpha_pattern", "", "a table from patterns of sites to numbers above 0", |c, v| {
         table(v, factor).map(|alphas| c.lora.alpha_pattern = alphas)
     }),
-    key("bias", "", "\"none\" (an adapter file holds no biases)", |c, v| {
-        let _ = c;
-        v.as_str().filter(|bias| *bias == "none").map(|_| ())
+    key("bias", "", "\"none\", \"lora_only\" or \"all\"", |c, v| {
+        c.lora.bias = Bias::of(v.as_str()?)?;
+        Some(())
     }),
     key(
         "init_lora_weights",

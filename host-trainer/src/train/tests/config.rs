@@ -67,7 +67,11 @@ fn keys_that_contradict_each_other_are_refused() {
         &[],
         "test_fraction: expected a number above 0 and below 1, found float 1.0",
     );
-    refused("bias = \"all\"\n", &[], "bias: expected \"none\" (an adapter file holds no biases)");
+    refused(
+        "bias = \"some\"\n",
+        &[],
+        "bias: expected \"none\", \"lora_only\" or \"all\", found string \"some\"",
+    );
     refused("init_lora_weights = \"olora\"\n", &[], "init_lora_weights: expected true (PEFT's kaiming)");
     refused("optim = \"sgd\"\n", &[], "optim: expected \"adamw\"");
     refused("device = \"cuda:x\"\n", &[], "device: expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\"");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::tiny::{classes, network, texts};
+use super::tiny::{biased, classes, texts};
 use crate::base::Image;
 use crate::export::export;
 use crate::train::{Event, Reporter, TaskData, TrainConfig, Trainer};
@@ -48,7 +48,7 @@ const CASES: &[(&str, &str, Changes)] = &[
     ("use_rslora", "true", Changes::Texts),
     ("rank_pattern", "{ \"attn.q\" = 2 }", Changes::Texts),
     ("alpha_pattern", "{ up = 2.5 }", Changes::Texts),
-    ("bias", "all", Changes::Refused("bias: expected \"none\"")),
+    ("bias", "lora_only", Changes::Texts),
     ("init_lora_weights", "gaussian", Changes::Texts),
     ("modules_to_save", "[\"head\"]", Changes::Refused("modules_to_save: expected []")),
     ("batch_size", "7", Changes::Texts),
@@ -102,11 +102,11 @@ fn ran(config: TrainConfig, data: TaskData, folder: &Path) -> crate::Result<(Vec
     let path = folder.join("checkpoint");
     let _ = std::fs::remove_file(&path);
     let sequence = config.sequence;
-    let mut trainer = Trainer::new(config, &network(), data)?;
+    let mut trainer = Trainer::new(config, &biased(), data)?;
     let mut evaluations = Evaluations::default();
     trainer.run(&mut evaluations, Some(&path))?;
     let adapter = trainer.adapter()?;
-    let file = export(&adapter, &network(), sequence, |_| Ok(7))?.file;
+    let file = export(&adapter, &biased(), sequence, |_| Ok(7))?.file;
     // Codes may hide a small change of the factors that they stand for.
     let factors = format!("{:?} {:?}", adapter.sites, adapter.head);
     Ok((file, factors, evaluations.0, path.exists()))

@@ -1,5 +1,6 @@
 //! Tests of training on a tiny random network with synthetic data.
 
+mod biases;
 mod config;
 mod export;
 mod full;

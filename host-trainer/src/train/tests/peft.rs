@@ -85,7 +85,11 @@ fn what_does_not_fit_is_refused() {
     for (key, value, expected) in [
         ("peft_type", serde_json::json!("IA3"), "peft_type: expected \"LORA\", found \"IA3\""),
         ("use_dora", serde_json::json!(true), "use_dora: expected none: plain LoRA, found true"),
-        ("bias", serde_json::json!("all"), "bias: expected \"none\", found \"all\""),
+        (
+            "bias",
+            serde_json::json!("some"),
+            "bias: expected \"none\", \"lora_only\" or \"all\", found \"some\"",
+        ),
         ("r", serde_json::json!(0), "r: expected 1 or more, found 0"),
     ] {
         let mut bad = good.clone();

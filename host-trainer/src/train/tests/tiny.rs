@@ -70,6 +70,29 @@ pub(super) fn network() -> Network {
     quantize(&network).unwrap()
 }
 
+/// The same with biases at two sites, and at a LayerNorm before the classifier.
+pub(super) fn biased() -> Network {
+    let mut network = network();
+    let mut rng = Rng::new(8, "biases");
+    let mut bias = |cols: u32| {
+        let data = (0..cols).map(|_| 0.2 * rng.normal()).collect();
+        network.tensors.push(Tensor::Floats { rows: 1, cols, data });
+        network.tensor_names.push(format!("bias.{cols}"));
+        network.tensors.len() as u16 - 1
+    };
+    // The tensors are not in the order of the graph.
+    let [norm, down, k, weight] = [12, 12, 6, 12].map(&mut bias);
+    for (op, own) in [(3, k), (13, down)] {
+        let Op::Linear { bias, .. } = &mut network.ops[op] else { unreachable!() };
+        *bias = Some(own);
+    }
+    network.ops.insert(15, Op::LayerNorm { input: 14, weight, bias: norm, eps: 1e-5 });
+    let Some(Op::Linear { input, .. }) = network.ops.last_mut() else { unreachable!() };
+    *input = 15;
+    (network.features, network.output) = (15, 16);
+    network
+}
+
 /// Texts in which each id is the one before it plus 3 (modulo the vocabulary), of 2 to 9 ids.
 pub(super) fn texts() -> TaskData {
     let mut rng = Rng::new(6, "texts");
