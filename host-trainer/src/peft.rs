@@ -145,8 +145,8 @@ pub fn contents(adapter: &FloatAdapter, network: &Network, folder: &Path) -> Res
 ///
 /// The tensors decide which sites are adapted and their ranks; the configuration gives the scalings. Tensors may be f32, f16 or
 /// bf16, and their keys may carry an adapter's name (`lora_A.default.weight`). A saved module `head`, `score` or `classifier` is
-/// the task head. Without `rankpatch.json` the task has the folder's name, its head reads the mean over the rows, and the
-/// classes are numbered.
+/// the task head. Without `rankpatch.json` the task has the folder's name, its head reads the mean over the rows (`score` the
+/// last one, as in `transformers`), and the classes are numbered.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Field`] for another method than LoRA, a tensor that belongs to no site, half a pair, or another base;
@@ -216,7 +216,8 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
         let numbered = || (0..dims[0]).map(|class| class.to_string()).collect();
         let labels =
             extra.as_ref().map(|extra| extra.labels.clone()).filter(|labels| labels.len() == dims[0]);
-        let pooling = extra.as_ref().and_then(|extra| extra.pooling).unwrap_or(Pooling::Mean);
+        let pooling = extra.as_ref().and_then(|extra| extra.pooling);
+        let pooling = pooling.unwrap_or(if module == "score" { Pooling::Last } else { Pooling::Mean });
         head = Some(HeadWeights { pooling, weight, bias, labels: labels.unwrap_or_else(numbered) });
     }
     // After the head, which may have the name of the base's own output layer.

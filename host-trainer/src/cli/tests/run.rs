@@ -292,9 +292,9 @@ fn biases_pass_through_every_command() {
     let train =
         "train @names.toml --out @out --rank 2 --bias all --steps 40 --learning-rate 2e-2 --device cpu";
     let plan = fixture.run(&format!("{train} --dry-run --format json")).json();
-    assert_eq!(plan["biases"], serde_json::json!([2, 18]));
+    assert_eq!(plan["biases"], serde_json::json!([3, 30]));
     let text = fixture.run(&format!("{train} --dry-run")).text();
-    assert!(text.contains("sites and 2 biases (18 numbers), beside"), "{text}");
+    assert!(text.contains("sites and 3 biases (30 numbers), beside"), "{text}");
     let summary = fixture.run(&format!("{train} --format json")).json();
     assert_eq!(plan["adapter_file_bytes"], summary["adapter_file_bytes"]);
 
@@ -303,12 +303,12 @@ fn biases_pass_through_every_command() {
     assert_eq!(found["method"], "LoraInt8Biases");
     let lengths: Vec<u64> =
         found["biases"].as_array().unwrap().iter().map(|bias| bias["length"].as_u64().unwrap()).collect();
-    assert_eq!(lengths, [6, 12]);
+    assert_eq!(lengths, [12, 6, 12]);
     assert_eq!(found["self_test"]["check"]["equal"], true);
     let section = found["sections"].as_array().unwrap().iter().find(|section| section["name"] == "biases");
-    // 18 numbers in 80 bytes, and two entries of two bytes.
-    assert_eq!(section.unwrap()["bytes"], 84);
-    assert!(fixture.run(inspect).text().contains("2 of the base, 18 numbers"));
+    // 30 numbers in 128 bytes, and three entries of two bytes.
+    assert_eq!(section.unwrap()["bytes"], 134);
+    assert!(fixture.run(inspect).text().contains("3 of the base, 30 numbers"));
 
     // Through the PEFT folder, and through the folder of what is in the file: the same biases.
     let sim = |file: &str| {

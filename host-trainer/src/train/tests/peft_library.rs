@@ -245,7 +245,7 @@ fn bias_gradients(
     let (_, bytes) = files.iter().find(|(path, _)| path.ends_with("adapter_model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(bytes).unwrap();
     file.iter()
-        .filter(|(name, _)| name.ends_with(".bias"))
+        .filter(|(name, _)| name.rsplit('.').next() == Some("bias"))
         .map(|(name, view)| (format!("grad.{name}"), view.shape().to_vec(), view.data().to_vec()))
         .collect()
 }
