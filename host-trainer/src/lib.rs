@@ -22,6 +22,7 @@ pub mod pretrain;
 pub mod quant;
 pub mod report;
 pub mod rng;
+pub mod scaffold;
 pub mod schedule;
 pub mod sim;
 pub mod spectrum;

@@ -4,6 +4,7 @@
 
 mod arenas;
 mod carried;
+mod new;
 mod parity;
 mod power_cuts;
 mod qemu;

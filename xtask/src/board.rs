@@ -206,7 +206,7 @@ pub(crate) fn metadata() -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")
 }
 
-fn region(table: &Value, key: &str) -> Result<Region> {
+pub(crate) fn region(table: &Value, key: &str) -> Result<Region> {
     let get = |part| number(&table[key], part).with_context(|| format!("in `{key}`"));
     Ok(Region { origin: get("origin")?, length: get("length")? })
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::board::Board;
+use crate::kit::Kit;
 use crate::machine::{self, Machine};
 
 /// Log level that is compiled in unless `DEFMT_LOG` says otherwise; defmt's own default drops all but errors.
@@ -41,6 +42,14 @@ pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<Pat
 /// As [`build`].
 pub fn build_insecure(board: &Board) -> Result<PathBuf> {
     compile(&board.target, &board.name, "insecure", Some("insecure"), None)
+}
+
+/// Builds the firmware of a kit.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_kit(kit: &Kit) -> Result<PathBuf> {
+    compile(&kit.target, &kit.name, "firmware", None, None)
 }
 
 /// Builds the bench program for `machine` and returns its ELF file, which the next build does not overwrite.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use xtask::board::Board;
+use xtask::kit::Kit;
 use xtask::machine::{self, Machine};
 use xtask::{ExitCode, cargo, firmware, workspace_root};
 
@@ -14,7 +15,7 @@ use crate::{bench, setup, sizes, tidy};
 
 /// Runs every check and every test. The last line on stdout is `N passed, N failed`.
 pub(crate) fn run() -> Result<ExitCode> {
-    let (boards, machines) = (Board::all()?, Machine::all()?);
+    let (boards, kits, machines) = (Board::all()?, Kit::all()?, Machine::all()?);
     let mut report = Report::default();
     report.step("setup", setup::run);
     report.step("tidy", || {
@@ -24,8 +25,8 @@ pub(crate) fn run() -> Result<ExitCode> {
     });
     report.cargo("formatting", &["fmt", "--all", "--check"]);
     report.cargo("lints", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
-    for board in &boards {
-        let (name, target) = (board.name.as_str(), board.target.as_str());
+    let packages = boards.iter().map(|board| (&board.name, &board.target));
+    for (name, target) in packages.chain(kits.iter().map(|kit| (&kit.name, &kit.target))) {
         let lints = ["clippy", "--locked", "--target", target, "--package", name, "--", "-D", "warnings"];
         report.cargo(&format!("lints of {name}"), &lints);
     }
@@ -48,6 +49,9 @@ pub(crate) fn run() -> Result<ExitCode> {
                 firmware::build(board, program).map(|_| ())
             });
         }
+    }
+    for kit in &kits {
+        report.step(&format!("firmware for {}", kit.name), || firmware::build_kit(kit).map(|_| ()));
     }
     for machine in &machines {
         let (name, target) = (format!("lints of the bench program for {}", machine.core), &machine.target);

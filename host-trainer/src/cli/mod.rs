@@ -16,6 +16,7 @@ mod inspect;
 mod interrupt;
 mod key;
 mod labels;
+mod new;
 mod progress;
 mod sign;
 mod sim;
@@ -69,6 +70,8 @@ enum Command {
     Sim(sim::Args),
     /// Talks to a device over a serial port or TCP
     Device(device::Args),
+    /// Makes a firmware project that runs a base with adapters in QEMU
+    New(new::Args),
     /// Prints a script that completes commands and options in a shell
     Completions(completions::Args),
 }
@@ -107,6 +110,7 @@ fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
         Command::Completions(args) => completions::run(&args, console),
         Command::Export(args) => export::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::New(args) => new::run(&args, console),
         Command::Bundle(args) => bundle::run(&args, console),
         Command::Key(command) => key::run(&command, console),
         Command::Sign(args) => sign::run(&args, console),

@@ -6,6 +6,7 @@ mod device;
 mod files;
 mod hub;
 mod keys;
+mod new;
 mod report;
 mod run;
 
