@@ -315,7 +315,7 @@ fn text(results: &Results) -> String {
         Table::new(2, &["task", "base", "sites", "ranks", "trained", "bytes", "examples", "steps", ""]);
     let mut lines = String::new();
     for result in &results.tasks {
-        lines += &match result {
+        let line = match result {
             Result::Trained { task, summary } | Result::Skipped { task, summary } => {
                 let done = if matches!(result, Result::Skipped { .. }) { "was done" } else { "trained" };
                 let (value, how) = summary.metric.result();
@@ -332,6 +332,7 @@ fn text(results: &Results) -> String {
             }
             Result::Failed { task, error, .. } => format!("{task}: failed: {error}\n"),
         };
+        lines += &line;
     }
     if planned.is_empty() { lines } else { planned.to_string() + &lines }
 }
