@@ -1,4 +1,4 @@
-//! `rankpatch compare`: finished runs side by side.
+//! `rankpatch compare`: finished runs side by side. What a base that devices do not run has no number for is a dash.
 
 use std::path::PathBuf;
 
@@ -42,7 +42,8 @@ fn text(runs: &[Run]) -> String {
     );
     for Run { run, summary } in runs {
         let metric = &summary.metric;
-        let base = metric.base.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
+        let shown = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
+        let bytes = summary.file.as_ref().map_or_else(|| "-".into(), |file| grouped(file.adapter_file_bytes));
         let rank = match summary.ranks() {
             (low, high) if low < high => format!("{low}-{high}"),
             (rank, _) => rank.to_string(),
@@ -54,10 +55,10 @@ fn text(runs: &[Run]) -> String {
             &metric.name,
             &rank,
             &grouped(summary.trained),
-            &grouped(summary.adapter_file_bytes),
-            &base,
-            &format!("{:.4}", metric.adapter_float),
-            &format!("{:.4}", metric.adapter_device),
+            &bytes,
+            &shown(metric.base),
+            &shown(Some(metric.adapter_float)),
+            &shown(metric.adapter_device),
             &grouped(summary.steps),
             &format!("{:.1}", summary.training_seconds),
         ]);

@@ -81,6 +81,11 @@ impl Table {
         Self { left, rows: vec![headings.iter().map(ToString::to_string).collect()] }
     }
 
+    /// Whether it has headings only.
+    pub fn is_empty(&self) -> bool {
+        self.rows.len() < 2
+    }
+
     /// Adds a row.
     pub fn row(&mut self, cells: &[&dyn std::fmt::Display]) {
         self.rows.push(cells.iter().map(ToString::to_string).collect());

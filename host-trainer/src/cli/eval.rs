@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::console::{Console, Format, fields};
 use super::exit::{BAD_INPUT, Failure, Outcome};
-use super::task::{LoadedAdapter, LoadedBase, load_adapter, load_base};
+use super::task::{Trainable, load_adapter, load_float_adapter, load_trainable};
 use crate::client::mode_name;
 use crate::executor::Model;
+use crate::lora::FloatAdapter;
 use crate::sim::Simulator;
 use crate::train::{Metric, TaskData, TrainConfig, evaluate_float, open_device};
 
@@ -23,15 +24,15 @@ pub(super) struct Args {
     /// The base, if not that of the task: an image or a model
     #[arg(long, value_name = "BASE")]
     base: Option<PathBuf>,
-    /// The adapter: an .rpa file or a PEFT folder. Without it the base alone is measured
+    /// The adapter: an .rpa file, a PEFT folder, or the output folder of a run. Without it the base alone is measured
     #[arg(long, value_name = "ADAPTER")]
     adapter: Option<PathBuf>,
     /// The data, if not those of the task
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
-    /// What computes
-    #[arg(long, value_enum, default_value_t)]
-    on: On,
+    /// What computes: the device's code, by default, or float where devices do not run the base
+    #[arg(long, value_enum)]
+    on: Option<On>,
     /// On the device's code: merge the adapter into the weights
     #[arg(long, requires = "adapter")]
     merged: bool,
@@ -40,11 +41,11 @@ pub(super) struct Args {
     format: Format,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum On {
     /// The device's code, compiled for the host: what a device will do, bit for bit
-    #[default]
+    #[value(alias = "device")]
     DeviceCode,
     /// Float factors on the dequantized base, as in training
     Float,
@@ -63,7 +64,7 @@ struct Evaluated {
 }
 
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
-    if args.merged && args.on == On::Float {
+    if args.merged && args.on == Some(On::Float) {
         return Err(Failure::usage(
             "--merged is about the device's code: expected --on device-code, found --on float",
         ));
@@ -73,44 +74,68 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     };
     let overrides: Vec<_> = path(&args.base, "base").into_iter().chain(path(&args.data, "data")).collect();
     let config = TrainConfig::load(&args.task, &overrides)?;
-    let base = load_base(&config.base)?;
-    let adapter = args.adapter.as_ref().map(|path| load_adapter(path, &base)).transpose()?;
-    let data = TaskData::load(&config, &base.image.base()?)?;
-    check_head(adapter.as_ref(), &data)?;
-    console.note(&format!("measuring {} on {} examples", config.task, data.test.len()));
-    let start = Instant::now();
+    let base = load_trainable(&config.base)?;
+    let on = match base {
+        Trainable::Host(..) if !args.merged => args.on.unwrap_or(On::Float),
+        _ => args.on.unwrap_or(On::DeviceCode),
+    };
     let mode = if args.merged { Mode::Merged } else { Mode::Streamed };
-    let LoadedBase { network, image } = base;
-    let metric = match args.on {
+    let path = args.adapter.as_deref();
+    let start;
+    let metric = match on {
         On::Float => {
-            let model = Model::new(&network, &open_device(config.device)?)?;
-            evaluate_float(&model, adapter.as_ref().map(|adapter| &adapter.float), &data.test)?
+            let adapter = path.map(|path| load_float_adapter(path, &base)).transpose()?;
+            let data = data(&config, &base, adapter.as_ref(), console)?;
+            start = Instant::now();
+            let model = Model::new(base.network(), &open_device(config.device)?)?;
+            evaluate_float(&model, adapter.as_ref(), &data.test)?
         }
         On::DeviceCode => {
-            let simulator = Simulator::new(image.clone())?;
-            let simulator = match &adapter {
-                Some(adapter) => simulator.with_adapter(adapter.file.clone(), mode)?,
+            let device = base.on_device(&config.base).map_err(|failure| failure.hint(IN_FLOAT))?;
+            let adapter = path.map(|path| load_adapter(path, device)).transpose()?;
+            let data = data(&config, &base, adapter.as_ref().map(|adapter| &adapter.float), console)?;
+            start = Instant::now();
+            let simulator = Simulator::new(device.image.clone())?;
+            let simulator = match adapter {
+                Some(adapter) => simulator.with_adapter(adapter.file, mode)?,
                 None => simulator,
             };
             simulator.evaluate(&data.test)?
         }
     };
+    let network = base.network();
     let evaluated = Evaluated {
         task: config.task,
         base: network.name.clone(),
         base_id: network.id().to_string(),
         adapter: args.adapter.clone(),
-        on: args.on,
-        mode: (args.on == On::DeviceCode && adapter.is_some()).then(|| mode_name(mode)),
+        on,
+        mode: (on == On::DeviceCode && path.is_some()).then(|| mode_name(mode)),
         metric,
         seconds: start.elapsed().as_secs_f64(),
     };
     console.print(args.format, &evaluated, text)
 }
 
+/// What can be done about a base without the device's code.
+const IN_FLOAT: &str = "--on float measures it in the trainer";
+
+/// The task's examples, for which the adapter must have the right head.
+fn data(
+    config: &TrainConfig,
+    base: &Trainable,
+    adapter: Option<&FloatAdapter>,
+    console: &mut Console<'_>,
+) -> Outcome<TaskData> {
+    let data = base.data(config)?;
+    check_head(adapter, &data)?;
+    console.note(&format!("measuring {} on {} examples", config.task, data.test.len()));
+    Ok(data)
+}
+
 /// A task with classes needs an adapter whose head tells just these.
-fn check_head(adapter: Option<&LoadedAdapter>, data: &TaskData) -> Outcome {
-    let head = adapter.and_then(|adapter| adapter.float.head.as_ref());
+fn check_head(adapter: Option<&FloatAdapter>, data: &TaskData) -> Outcome {
+    let head = adapter.and_then(|adapter| adapter.head.as_ref());
     let found = head.map_or(0, |head| head.labels.len());
     let expected = data.labels.len();
     if expected == found {

@@ -1,7 +1,7 @@
 //! What `train` and `eval` have in common: the task's file with overrides from the command line, its base, and adapters
 //! as they lie on disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, error::Error as ClapError};
 use rankpatch_format::adapter::Adapter;
@@ -12,9 +12,13 @@ use super::exit::{At as _, Outcome};
 use crate::base::{Image, quantize};
 use crate::export::{dequantize, export};
 use crate::lora::FloatAdapter;
+use crate::report::SUMMARY;
 use crate::sim::Simulator;
-use crate::train::TrainConfig;
+use crate::train::{TaskData, TrainConfig};
 use crate::{Error, import, peft};
+
+/// Folder of the PEFT adapter, in the output folder of a run.
+pub(super) const PEFT: &str = "peft";
 
 /// Every key of the configuration as an option, `--learning-rate 1e-3`.
 #[derive(Debug, Clone, Default)]
@@ -65,15 +69,34 @@ pub(super) struct LoadedBase {
 pub(super) enum Trainable {
     /// One that devices run.
     Device(Box<LoadedBase>),
-    /// One with operators that only hosts run, quantized: there is no image.
-    Host(Box<Network>),
+    /// One with operators that only hosts run, quantized: there is no image. With what devices do not run.
+    Host(Box<Network>, rankpatch_format::Error),
 }
 
 impl Trainable {
     pub(super) fn network(&self) -> &Network {
         match self {
             Self::Device(base) => &base.network,
-            Self::Host(network) => network,
+            Self::Host(network, _) => network,
+        }
+    }
+
+    /// A task's examples as this base takes them.
+    pub(super) fn data(&self, config: &TrainConfig) -> crate::Result<TaskData> {
+        match self {
+            Self::Device(base) => TaskData::load(config, &base.image.base()?),
+            Self::Host(network, _) => TaskData::load_on_host(config, network),
+        }
+    }
+
+    /// The base with its image, for what needs the device's code; `path` is where it came from.
+    ///
+    /// # Errors
+    /// Which operator devices do not run.
+    pub(super) fn on_device(&self, path: &Path) -> Outcome<&LoadedBase> {
+        match self {
+            Self::Device(base) => Ok(base),
+            Self::Host(_, reason) => Err(Error::from(*reason)).at(path),
         }
     }
 }
@@ -85,8 +108,8 @@ pub(super) fn load_trainable(path: &Path) -> Outcome<Trainable> {
         Image::read(path)?
     } else {
         let network = import::load(path)?;
-        if network.check_operators().is_err() {
-            return Ok(Trainable::Host(Box::new(quantize(&network).at(path)?)));
+        if let Err(reason) = network.check_operators() {
+            return Ok(Trainable::Host(Box::new(quantize(&network).at(path)?), reason));
         }
         // The layout of the host; adapters do not depend on it.
         Image::build(&network, Layout::RowMajor, 16).at(path)?
@@ -99,10 +122,7 @@ pub(super) fn load_trainable(path: &Path) -> Outcome<Trainable> {
 pub(super) fn load_base(path: &Path) -> Outcome<LoadedBase> {
     match load_trainable(path)? {
         Trainable::Device(base) => Ok(*base),
-        Trainable::Host(network) => match network.check_operators() {
-            Err(error) => Err(Error::from(error)).at(path),
-            Ok(()) => unreachable!("a network with other operators has an image"),
-        },
+        Trainable::Host(_, reason) => Err(Error::from(reason)).at(path),
     }
 }
 
@@ -112,19 +132,38 @@ pub(super) struct LoadedAdapter {
     pub(super) file: Vec<u8>,
 }
 
-/// Loads an adapter file or a PEFT folder. The float factors of a file are those that its codes stand for; the file of a
-/// folder is what exporting it gives.
+/// Loads an adapter file, a PEFT folder or the output folder of a run, whose PEFT folder is taken. The float factors of a file
+/// are those that its codes stand for; the file of a folder is what exporting it gives.
 pub(super) fn load_adapter(path: &Path, base: &LoadedBase) -> Outcome<LoadedAdapter> {
+    let LoadedBase { network, image } = base;
     if path.is_dir() {
-        let float = peft::read(path, &base.network)?;
-        let file = export(&float, &base.network, 0, |file| digest(&base.image, file))?.file;
+        let float = peft::read(&peft_folder(path), network)?;
+        let file = export(&float, network, 0, |file| digest(image, file))?.file;
         return Ok(LoadedAdapter { float, file });
     }
     let file = std::fs::read(path).map_err(Error::io(path))?;
-    let image = base.image.base()?;
+    let image = image.base()?;
     let adapter = Adapter::new(&file, &image).at(path)?;
-    let float = dequantize(&AdapterData::read(&adapter, &image), &base.network).at(path)?;
+    let float = dequantize(&AdapterData::read(&adapter, &image), network).at(path)?;
     Ok(LoadedAdapter { float, file })
+}
+
+/// Loads the float factors of an adapter for any base. A base that devices do not run has no adapter files.
+pub(super) fn load_float_adapter(path: &Path, base: &Trainable) -> Outcome<FloatAdapter> {
+    match base {
+        Trainable::Device(base) => Ok(load_adapter(path, base)?.float),
+        Trainable::Host(network, _) if path.is_dir() => Ok(peft::read(&peft_folder(path), network)?),
+        Trainable::Host(..) => {
+            let expected = "a PEFT folder or the output folder of a run: devices do not run this base".into();
+            let found = if path.exists() { "a file" } else { "nothing" }.into();
+            Err(Error::UnknownFile { path: path.to_owned(), expected, found }.into())
+        }
+    }
+}
+
+/// The PEFT folder in the output folder of a run, or the folder itself.
+fn peft_folder(path: &Path) -> PathBuf {
+    if path.join(SUMMARY).is_file() { path.join(PEFT) } else { path.to_path_buf() }
 }
 
 /// The digest of an adapter's self-test, measured with the device's code.

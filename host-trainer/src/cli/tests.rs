@@ -4,6 +4,7 @@ mod bad_input;
 mod bundle;
 mod device;
 mod files;
+mod host_only;
 mod hub;
 mod keys;
 mod new;

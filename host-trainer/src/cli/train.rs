@@ -1,32 +1,25 @@
 //! `rankpatch train`: from a task's file to an adapter on disk, measured with the device's own code.
 
-mod host;
+mod finish;
 mod many;
 mod measure;
 mod plan;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use rankpatch_format::adapter::Adapter;
-
-use super::console::{Console, Format, fields, grouped};
+use super::console::{Console, Format};
 use super::exit::{FAILURE, Failure, Outcome};
 use super::interrupt;
 use super::progress::{Progress, Shown};
-use super::task::{LoadedBase, Overrides, Trainable, digest, load_trainable};
-use crate::executor::Model;
-use crate::export::export;
-use crate::lora::FloatAdapter;
-use crate::report::{AfterTraining, History, Metrics, REPORT, Summary, sites, write_report};
-use crate::train::{Learner, RunLog, Shard, TaskData, TrainConfig, TrainError, Trainer, is_manifest};
-use crate::{files, peft};
-use measure::{check_room, measure};
+use super::task::{Overrides, Trainable, load_trainable};
+use crate::report::History;
+use crate::train::{RunLog, Shard, TrainConfig, TrainError, Trainer, is_manifest};
+use finish::{finish, text};
+use measure::check_room;
 use plan::Plan;
 
 /// File of a run that can go on, in the output folder.
 const CHECKPOINT: &str = "checkpoint.safetensors";
-/// Folder of the PEFT adapter, in the output folder.
-const PEFT: &str = "peft";
 /// Names the run whose outputs are in the output folder, see [`Learner::identity`]. It is there when all of them are.
 const RUN: &str = "run.sha256";
 /// Lines of the run's events, in the output folder.
@@ -72,18 +65,11 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let config = TrainConfig::load(file, &args.overrides.0)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(&config.task));
     let base = load_trainable(&config.base)?;
-    let data = match &base {
-        Trainable::Device(base) => TaskData::load(&config, &base.image.base()?)?,
-        Trainable::Host(network) => TaskData::load_on_host(&config, network)?,
-    };
-    let sequence = config.sequence;
+    let data = base.data(&config)?;
     let mut trainer = Trainer::new(config, base.network(), data)?;
-    // Trimmed ranks are never above what a matrix can have, for which there always is room.
-    if let (Trainable::Device(base), None) = (&base, trainer.config().explained_variance) {
-        check_room(&trainer.adapter()?, base)?;
-    }
+    check_room(trainer.learner(), &base)?;
     if args.dry_run {
-        let plan = Plan::new(&trainer, &base, sequence)?;
+        let plan = Plan::new(trainer.learner(), &base)?;
         return console.print(args.format, &plan, Plan::text);
     }
     let checkpoint = out.join(CHECKPOINT);
@@ -107,111 +93,15 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     })?;
     log.finish().map_err(failed)?;
     let history = History::read(&path)?;
-    let adapter = trainer.adapter()?;
-    match base {
-        Trainable::Device(base) => {
-            console.note("measuring with the device's code");
-            let summary = finish(trainer.learner(), trainer.model(), &adapter, &base, &history, &out)?;
-            console.print(args.format, &summary, text)
-        }
-        Trainable::Host(network) => {
-            console.note("measuring in float: devices do not run this base");
-            let summary = host::finish(&trainer, &adapter, &network, &history, &out)?;
-            console.print(args.format, &summary, host::Summary::text)
-        }
-    }
+    console.note(match &base {
+        Trainable::Device(_) => "measuring with the device's code",
+        Trainable::Host(..) => "measuring in float: devices do not run this base",
+    });
+    let summary = finish(trainer.learner(), trainer.model(), &base, &history, &out)?;
+    console.print(args.format, &summary, text)
 }
 
 /// A result that cannot be written.
 fn failed(error: crate::Error) -> Failure {
     Failure::new(FAILURE, error)
-}
-
-/// Exports the adapter in both forms, measures it and writes the summary.
-fn finish(
-    trainer: &Learner,
-    model: &Model,
-    adapter: &FloatAdapter,
-    base: &LoadedBase,
-    history: &History,
-    out: &Path,
-) -> Outcome<Summary> {
-    let LoadedBase { network, image } = base;
-    let exported = export(adapter, network, trainer.config().sequence, |file| digest(image, file))?;
-    let (file_path, peft_path) = (out.join(format!("{}.rpa", adapter.task)), out.join(PEFT));
-    let run = out.join(RUN);
-    let unquantized = trainer.unquantized()?.map(|before| (trainer.first_quantized_step(), before));
-    let test = &trainer.data().test;
-    let metric = measure(model, adapter, unquantized, &exported.file, base, test)?;
-    let base_image = image.base()?;
-    let payload_bytes = Adapter::new(&exported.file, &base_image)?.payload_bytes();
-    let summary = Summary {
-        task: adapter.task.clone(),
-        base: network.name.clone(),
-        base_id: network.id().to_string(),
-        sites: adapter.sites.len(),
-        rank: adapter.config.rank,
-        alpha: adapter.config.alpha,
-        trained: trainer.trained(),
-        steps: trainer.step(),
-        payload_bytes,
-        adapter_file_bytes: exported.file.len(),
-        self_test_digest: format!("{:#018x}", exported.data.self_test.digest),
-        metric,
-        training_seconds: history.seconds,
-        adapter: file_path,
-        peft: peft_path,
-        per_site: sites(adapter, network)?,
-    };
-    // First, since what is being replaced is no longer what an earlier run finished.
-    let mut written = vec![(run.clone(), b"unfinished\n".to_vec())];
-    written.extend(peft::contents(adapter, network, &summary.peft)?);
-    written.push((summary.adapter.clone(), exported.file));
-    files::write_together(&written)?;
-    write_report(out, &summary, history, trainer.config()).map_err(failed)?;
-    // After them, since a folder with a summary is that of a finished run.
-    summary.write(out).map_err(failed)?;
-    files::write_atomically(&run, format!("{}\n", trainer.identity()).as_bytes()).map_err(failed)?;
-    Ok(summary)
-}
-
-fn text(summary: &Summary) -> String {
-    let Metrics { name, examples, base, after_training, adapter_float, adapter_device, .. } = &summary.metric;
-    let base = base.map_or("-".into(), |value| format!("{value:.4}"));
-    let rank = match summary.ranks() {
-        (low, high) if low < high => format!("ranks {low} to {high}"),
-        (rank, _) => format!("rank {rank}"),
-    };
-    let mut lines = vec![
-        ("task", summary.task.clone()),
-        ("base", format!("{} ({})", summary.base, summary.base_id)),
-        ("sites", format!("{}, {rank}, alpha {}", summary.sites, summary.alpha)),
-        (
-            "file",
-            format!(
-                "{} bytes, payload {}",
-                grouped(summary.adapter_file_bytes),
-                grouped(summary.payload_bytes)
-            ),
-        ),
-        (
-            name.as_str(),
-            format!(
-                "base {base}, adapter in float {adapter_float:.4}, on the device {adapter_device:.4} ({examples} examples)"
-            ),
-        ),
-    ];
-    if let Some(AfterTraining { step, float, device, .. }) = after_training {
-        lines.push((
-            "after training",
-            format!("step {step}: in float {float:.4}, rounded for the device {device:.4}"),
-        ));
-    }
-    lines.extend([
-        ("trained in", format!("{:.1} s", summary.training_seconds)),
-        ("adapter", summary.adapter.display().to_string()),
-        ("PEFT", summary.peft.display().to_string()),
-        ("report", summary.adapter.with_file_name(REPORT).display().to_string()),
-    ]);
-    fields(&lines)
 }

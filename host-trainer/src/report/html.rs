@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::plot::{Curve, Ink, Plot, PlotError, bars, smoothed, thinned};
-use super::{History, Metrics, Site, Summary};
+use super::{AdapterFile, History, Metrics, Site, Summary};
 use crate::train::{MetricName, TrainConfig};
 use crate::{Error, Result, files};
 
@@ -17,6 +17,9 @@ use crate::{Error, Result, files};
 pub const REPORT: &str = "report.html";
 
 const STYLE: &str = include_str!("style.css");
+
+/// Bytes of an f32.
+const FLOAT: usize = 4;
 
 /// Steps over which the loss is smoothed, as a part of the run.
 const SMOOTHING: usize = 40;
@@ -54,10 +57,13 @@ pub(super) fn page(
          <title>{task} - Rankpatch</title>\n<style>\n{STYLE}{colors}</style>\n</head>\n<body>\n<main>\n\
          {}{}{}{}{}{}</main>\n</body>\n</html>\n",
         head(summary),
-        rounding(&summary.metric),
+        match summary.metric.adapter_device {
+            Some(device) => rounding(&summary.metric, device),
+            None => in_float(&summary.metric),
+        },
         course(summary, history)?,
         sizes(summary),
-        sites(&summary.per_site)?,
+        sites(summary)?,
         configuration(config),
     ))
 }
@@ -70,12 +76,15 @@ fn head(summary: &Summary) -> String {
         (low, high) if low < high => format!("{low}-{high}"),
         (rank, _) => rank.to_string(),
     };
+    let (value, how) = metric.result();
     let cards = [
-        (shown(metric.adapter_device), format!("{} on the device{base}", title(metric.name))),
-        (
-            bytes(summary.adapter_file_bytes),
-            format!("adapter file, payload {}", bytes(summary.payload_bytes)),
-        ),
+        (shown(value), format!("{} {how}{base}", title(metric.name))),
+        match &summary.file {
+            Some(AdapterFile { adapter_file_bytes, payload_bytes, .. }) => {
+                (bytes(*adapter_file_bytes), format!("adapter file, payload {}", bytes(*payload_bytes)))
+            }
+            None => (bytes(summary.peft_bytes), "PEFT folder".into()),
+        },
         (ranks, format!("rank at {} sites, alpha {}", summary.sites, summary.alpha)),
         (grouped(summary.trained as u64), "numbers trained".into()),
         (grouped(summary.steps), format!("steps in {}", duration(summary.training_seconds))),
@@ -94,8 +103,24 @@ fn head(summary: &Summary) -> String {
     html + "</div>\n"
 }
 
-/// Float factors, codes made after training, and trained codes.
-fn rounding(metric: &Metrics) -> String {
+/// What there is instead of [`rounding`] on a base that devices do not run.
+fn in_float(metric: &Metrics) -> String {
+    let mut rows = String::new();
+    let measured = [("Base alone", metric.base), ("Adapter", Some(metric.adapter_float))];
+    for (what, value) in measured {
+        let Some(value) = value else { continue };
+        let _ =
+            writeln!(rows, "<tr><td class=\"word\">{what}</td><td>{}</td></tr>", shown(metric.name, value));
+    }
+    format!(
+        "<h2>Result</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Measured</th><th>In the trainer</th></tr>\n{rows}</table></div>\n\
+         <p>The base has operators that devices do not run. So there is no file for devices and nothing was rounded but the base's \
+         weights: the factors are float, in the PEFT folder.</p>\n"
+    )
+}
+
+/// Float factors, codes made after training, and trained codes. `adapter_device` is the metric of the latter.
+fn rounding(metric: &Metrics, adapter_device: f64) -> String {
     let shown = |value: f64| shown(metric.name, value);
     let cell = |value: Option<f64>| format!("<td>{}</td>", value.map_or_else(|| "-".into(), shown));
     let row = |what: &str, float: Option<f64>, float_device: Option<f64>, device: f64| {
@@ -108,7 +133,7 @@ fn rounding(metric: &Metrics) -> String {
     if let Some(base) = metric.base {
         rows += &row("Base alone", None, None, base);
     }
-    let Metrics { adapter_float, adapter_float_device, adapter_device, .. } = *metric;
+    let Metrics { adapter_float, adapter_float_device, .. } = *metric;
     let note = match metric.after_training {
         None => {
             let what = "Trained in float, rounded after training";
@@ -165,7 +190,8 @@ fn course(summary: &Summary, history: &History) -> std::result::Result<String, P
     let evaluated: Vec<(f64, f64)> =
         history.evaluations.iter().map(|found| (found.step as f64, found.metric.value)).collect();
     let dots = evaluated.len() < 40;
-    let mut rules = vec![(summary.metric.adapter_device, Ink::Other)];
+    let device = summary.metric.adapter_device;
+    let mut rules: Vec<(f64, Ink)> = device.map(|value| (value, Ink::Other)).into_iter().collect();
     rules.extend(summary.metric.base.map(|base| (base, Ink::Rule)));
     let metric =
         Plot { curves: vec![curve(evaluated, Ink::Main, 5, dots)], rules, shade_from, ..Plot::default() };
@@ -181,7 +207,8 @@ fn course(summary: &Summary, history: &History) -> std::result::Result<String, P
         keys.extend(history.quantized_from.map(|_| shade));
         keys
     };
-    let mut compared = vec![("main", "float factors"), ("other", "the file on the device")];
+    let mut compared = vec![("main", "float factors")];
+    compared.extend(device.map(|_| ("other", "the file on the device")));
     compared.extend(summary.metric.base.map(|_| ("rule", "base alone")));
     let figures = [
         figure(
@@ -214,9 +241,27 @@ fn figure(
     ))
 }
 
+/// What the bytes are: of the file for devices, or of the PEFT folder where there is none.
 fn sizes(summary: &Summary) -> String {
-    let factors: usize = summary.per_site.iter().map(|site| site.payload_bytes).sum();
-    let (payload, file) = (summary.payload_bytes, summary.adapter_file_bytes);
+    let numbers: usize = summary.per_site.iter().map(|site| site.payload_bytes).sum();
+    let (kind, factors, payload, rest, total, file) = match &summary.file {
+        Some(AdapterFile { adapter_file_bytes, payload_bytes, .. }) => (
+            "Codes of the",
+            numbers,
+            *payload_bytes,
+            "Everything else: header, scales, names, self-test",
+            "File",
+            *adapter_file_bytes,
+        ),
+        None => (
+            "Floats of the",
+            FLOAT * numbers,
+            FLOAT * summary.trained.max(numbers),
+            "Everything else: configuration, names",
+            "PEFT folder",
+            summary.peft_bytes,
+        ),
+    };
     let percent = |part: usize| format!("{:.1} %", 100.0 * part as f64 / file.max(1) as f64);
     let row = |what: &str, part: usize, class: &str| {
         format!(
@@ -226,18 +271,21 @@ fn sizes(summary: &Summary) -> String {
             bar(part as f64 / file.max(1) as f64)
         )
     };
-    let mut rows = row("Codes of the factors", factors, "");
+    let mut rows = row(&format!("{kind} factors"), factors, "");
     if payload > factors {
-        rows += &row("Codes of the task head", payload - factors, "");
+        rows += &row(&format!("{kind} task head"), payload - factors, "");
     }
-    rows += &row("Everything else: header, scales, names, self-test", file.saturating_sub(payload), "");
-    rows += &row("File", file, " class=\"sum\"");
+    rows += &row(rest, file.saturating_sub(payload), "");
+    rows += &row(total, file, " class=\"sum\"");
     format!(
         "<h2>Size</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Part</th><th>Bytes</th><th>Share</th></tr>\n{rows}</table></div>\n"
     )
 }
 
-fn sites(sites: &[Site]) -> std::result::Result<String, PlotError> {
+fn sites(summary: &Summary) -> std::result::Result<String, PlotError> {
+    let sites = &summary.per_site;
+    // As many bytes as numbers where they are codes.
+    let count = if summary.file.is_some() { "Bytes" } else { "Numbers" };
     let largest = sites.iter().map(|site| site.norm_ratio).fold(0.0, f64::max);
     let mut rows = String::new();
     for site in sites {
@@ -265,7 +313,7 @@ fn sites(sites: &[Site]) -> std::result::Result<String, PlotError> {
     }
     Ok(format!(
         "<h2>Sites</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Site</th><th>Out x in</th><th>Rank</th><th>Scaling</th>\
-         <th>Bytes</th><th>Norm of the update</th><th class=\"word\">Singular values</th></tr>\n{rows}</table></div>\n\
+         <th>{count}</th><th>Norm of the update</th><th class=\"word\">Singular values</th></tr>\n{rows}</table></div>\n\
          <p>Norm of the update: its Frobenius norm as a part of the base weight's. Singular values: those of the update, in \
          descending order, each site on its own scale.</p>\n"
     ))

@@ -13,4 +13,4 @@ mod tests;
 pub use history::{Evaluation, History, Step};
 pub use html::{REPORT, write as write_report};
 pub use sites::{Site, sites};
-pub use summary::{AfterTraining, Metrics, SUMMARY, Summary};
+pub use summary::{AdapterFile, AfterTraining, Metrics, SUMMARY, Summary};

@@ -19,7 +19,7 @@ pub struct Site {
     pub rank: usize,
     /// What lora_b lora_a is multiplied with.
     pub scaling: f64,
-    /// Bytes of its codes: rank (in_features + out_features).
+    /// Numbers of its factors, rank (in_features + out_features): as many bytes of codes where there is a file for devices.
     pub payload_bytes: usize,
     /// Singular values of delta_weight, descending.
     pub singular_values: Vec<f64>,

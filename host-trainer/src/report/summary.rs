@@ -1,8 +1,11 @@
 //! `summary.json`: what a run made, in numbers.
+//!
+//! A base that devices do not run has no adapter file and no numbers of the device's code: those fields are not in its file,
+//! all others mean the same.
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Site;
 use crate::train::{MetricName, number_or_nan};
@@ -30,22 +33,33 @@ pub struct Summary {
     pub trained: usize,
     /// Steps taken.
     pub steps: u64,
-    /// Bytes of all codes of the adapter file.
-    pub payload_bytes: usize,
-    /// Bytes of the adapter file.
-    pub adapter_file_bytes: usize,
-    /// Digest of the self-test.
-    pub self_test_digest: String,
+    /// The file for devices; its fields stand among the others in `summary.json`. `None` on a base that devices do not run.
+    // Read by `Summary::read`: numbers do not survive serde's flattening in every build of its JSON.
+    #[serde(flatten, skip_deserializing)]
+    pub file: Option<AdapterFile>,
     /// The task's metric.
     pub metric: Metrics,
     /// Seconds of training, evaluations included; of all parts of a run that was stopped.
     pub training_seconds: f64,
-    /// The adapter file.
-    pub adapter: PathBuf,
     /// The PEFT folder.
     pub peft: PathBuf,
+    /// Bytes of the files in it.
+    pub peft_bytes: usize,
     /// Every site in canonical order.
     pub per_site: Vec<Site>,
+}
+
+/// The adapter as devices take it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterFile {
+    /// Where it is.
+    pub adapter: PathBuf,
+    /// Its bytes.
+    pub adapter_file_bytes: usize,
+    /// Bytes of all its codes.
+    pub payload_bytes: usize,
+    /// Digest of its self-test.
+    pub self_test_digest: String,
 }
 
 /// The task's metric, each measured on the test set.
@@ -60,19 +74,37 @@ pub struct Metrics {
     pub name: MetricName,
     /// Examples of the test set.
     pub examples: usize,
-    /// The base alone, with the device's code; `None` if the task needs a head that the base lacks.
+    /// The base alone, with the device's code (in the trainer if devices do not run the base); `None` if the task needs a head
+    /// that the base lacks.
     pub base: Option<f64>,
-    /// The factors when the quantization-aware part began. `None` for a run without such a part: its file holds codes that were
-    /// made after training.
+    /// The factors when the quantization-aware part began. `None` for a run without such a part: its file, if it has one, holds
+    /// codes that were made after training.
     pub after_training: Option<AfterTraining>,
     /// Float factors, in the trainer.
     #[serde(deserialize_with = "number_or_nan")]
     pub adapter_float: f64,
     /// Float factors, hardly rounded, with the device's code; `None` where the device has no room for three times the rank.
     pub adapter_float_device: Option<f64>,
-    /// The file, streamed, with the device's code.
-    #[serde(deserialize_with = "number_or_nan")]
-    pub adapter_device: f64,
+    /// The file, streamed, with the device's code. `None`, and no field, on a base that devices do not run.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_number_or_nan")]
+    pub adapter_device: Option<f64>,
+}
+
+impl Metrics {
+    /// What the run is worth, and what told: the device's code where there is a file for devices, float otherwise.
+    pub fn result(&self) -> (f64, &'static str) {
+        match self.adapter_device {
+            Some(value) => (value, "on the device"),
+            None => (self.adapter_float, "in float"),
+        }
+    }
+}
+
+/// A field that is there; null is NaN.
+fn some_number_or_nan<'d, D: Deserializer<'d>>(
+    deserializer: D,
+) -> std::result::Result<Option<f64>, D::Error> {
+    number_or_nan(deserializer).map(Some)
 }
 
 /// The metric of the factors that training in float came to.
@@ -127,7 +159,13 @@ impl Summary {
             return Err(Error::UnknownFile { path: folder.to_owned(), expected, found });
         }
         let text = std::fs::read(&path).map_err(Error::io(&path))?;
-        serde_json::from_slice(&text)
-            .map_err(|error| Error::field(&path, "content", "the summary of a run", error))
+        let read = || -> serde_json::Result<Self> {
+            let mut summary: Self = serde_json::from_slice(&text)?;
+            if summary.metric.adapter_device.is_some() {
+                summary.file = Some(serde_json::from_slice(&text)?);
+            }
+            Ok(summary)
+        };
+        read().map_err(|error| Error::field(&path, "content", "the summary of a run", error))
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::html::page;
 use super::plot::Ink;
-use super::{AfterTraining, Evaluation, History, Metrics, Site, Step, Summary};
+use super::{AdapterFile, AfterTraining, Evaluation, History, Metrics, SUMMARY, Site, Step, Summary};
 use crate::rng::Rng;
 use crate::train::{Metric, MetricName, TrainConfig};
 
@@ -31,9 +31,12 @@ fn summary(name: &str) -> Summary {
         alpha: 7.5,
         trained: 12_345,
         steps: 60,
-        payload_bytes: 150,
-        adapter_file_bytes: 411,
-        self_test_digest: "0x1".into(),
+        file: Some(AdapterFile {
+            adapter: PathBuf::from("a.rpa"),
+            adapter_file_bytes: 411,
+            payload_bytes: 150,
+            self_test_digest: "0x1".into(),
+        }),
         metric: Metrics {
             name: MetricName::BitsPerCharacter,
             examples: 1000,
@@ -46,11 +49,11 @@ fn summary(name: &str) -> Summary {
             }),
             adapter_float: 1.2,
             adapter_float_device: Some(1.205),
-            adapter_device: 1.21,
+            adapter_device: Some(1.21),
         },
         training_seconds: 71.0,
-        adapter: PathBuf::from("a.rpa"),
         peft: PathBuf::from("peft"),
+        peft_bytes: 2345,
         per_site: (1..3).map(site).collect(),
     }
 }
@@ -139,7 +142,7 @@ fn a_run_without_evaluations_or_a_quantization_aware_part_has_a_page() {
         after_training: None,
         adapter_float: 0.925,
         adapter_float_device: None,
-        adapter_device: 0.9,
+        adapter_device: Some(0.9),
         ..summary.metric
     };
     summary.per_site.iter_mut().for_each(|site| site.singular_values = vec![0.0]);
@@ -152,4 +155,61 @@ fn a_run_without_evaluations_or_a_quantization_aware_part_has_a_page() {
     );
     assert_eq!(page.matches("<figure").count(), 2, "loss and learning rate");
     assert!(!page.contains("NaN") && !page.contains("inf"));
+}
+
+/// A base that devices do not run: the same page about the PEFT folder, without a word on files and codes.
+#[test]
+fn a_run_without_a_file_for_devices_has_a_page() {
+    let mut summary = summary("float");
+    summary.file = None;
+    summary.trained = 123 + 27;
+    summary.metric =
+        Metrics { after_training: None, adapter_float_device: None, adapter_device: None, ..summary.metric };
+    let history = History { quantized_from: None, ..history() };
+    let page = page(&summary, &history, &config("float")).unwrap();
+    for expected in [
+        "<b>1.2000</b><span>Bits per character in float, base alone 3.5000",
+        "<td class=\"word\">Adapter</td><td>1.2000</td>",
+        "<td class=\"word\">Floats of the factors</td><td>492</td>",
+        "<td class=\"word\">Floats of the task head</td><td>108</td>",
+        "PEFT folder</td><td>2\u{202f}345</td>",
+        "<th>Numbers</th>",
+    ] {
+        assert!(page.contains(expected), "{expected} is not in {page}");
+    }
+    for word in ["odes", "on the device", "quantization-aware part</span>", "rounding costs"] {
+        assert!(!page.contains(word), "{word} is in {page}");
+    }
+    assert_eq!(page.matches("<figure").count(), 4);
+}
+
+/// `summary.json` is flat, has no field of a file that there is none of, and reads back as it was, NaN included.
+#[test]
+fn summaries_read_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let back = |summary: &Summary| {
+        summary.write(folder.path()).unwrap();
+        let text = std::fs::read_to_string(folder.path().join(SUMMARY)).unwrap();
+        (Summary::read(folder.path()).unwrap(), serde_json::from_str::<serde_json::Value>(&text).unwrap())
+    };
+    let mut summary = summary("flat");
+    let (read, json) = back(&summary);
+    assert_eq!(read, summary);
+    assert_eq!((json["adapter_file_bytes"].as_u64(), json["adapter"].as_str()), (Some(411), Some("a.rpa")));
+    assert_eq!(json["metric"]["adapter_device"], 1.21);
+
+    summary.metric.adapter_device = Some(f64::NAN);
+    let (read, _) = back(&summary);
+    assert!(read.metric.adapter_device.is_some_and(f64::is_nan) && read.file == summary.file);
+
+    summary.metric.adapter_device = None;
+    summary.file = None;
+    let (read, json) = back(&summary);
+    assert_eq!(read, summary);
+    assert!(json.get("adapter_file_bytes").is_none() && json["metric"].get("adapter_device").is_none());
+
+    let damaged = json.to_string().replace("\"metric\":{", "\"metric\":{\"adapter_device\":1,");
+    std::fs::write(folder.path().join(SUMMARY), damaged).unwrap();
+    let error = Summary::read(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("missing field `adapter`"), "{error}");
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{Fixture, carried, exit};
 
-fn folder(family: &str) -> PathBuf {
+pub(super) fn folder(family: &str) -> PathBuf {
     carried(&format!("hf-golden/{family}"))
 }
 
@@ -92,38 +92,4 @@ fn folders_that_cannot_be_read_end_with_one_message() {
         .fails(exit::BAD_INPUT, "tokenizer.json: content: expected a tokenizer");
     fs::remove_file(fixture.path("model/tokenizer.json")).unwrap();
     fixture.run("train @task.toml -o @out").fails(exit::BAD_INPUT, "tokenizer.json of its model");
-}
-
-/// DeBERTa: it trains, in float and into a PEFT folder; what needs the device's code says why it has none.
-#[test]
-fn a_base_that_devices_do_not_run_trains_into_a_peft_folder() {
-    let fixture = Fixture::new();
-    fs::create_dir_all(fixture.path("model")).unwrap();
-    for (family, file) in
-        [("deberta-v3", "config.json"), ("deberta-v3", "model.safetensors"), ("bert", "tokenizer.json")]
-    {
-        fs::copy(folder(family).join(file), fixture.path("model").join(file)).unwrap();
-    }
-    let line =
-        |i: usize| format!("{{\"text\": \"the {0} sat\", \"label\": \"{0}\"}}\n", ["cat", "hat"][i % 2]);
-    let lines: String = (0..24).map(line).collect();
-    fixture.write("texts.jsonl", lines.as_bytes());
-    let task = "task = \"hats\"\nbase = \"model\"\ndataset = \"jsonl\"\ndata = \"texts.jsonl\"\nrank = 2\n\
-                target_modules = [\"query_proj\", \"key_proj\"]\nsteps = 4\nbatch_size = 4\ndevice = \"cpu\"\n";
-    fixture.write("task.toml", task.as_bytes());
-    let plan = fixture.run("train @task.toml --dry-run --format json").json();
-    assert_eq!(plan["sites"].as_array().unwrap().len(), 4);
-    assert!(plan["adapter_file_bytes"].is_null() && plan["payload_bytes"] == 4 * 2 * 48 + 2 * 24, "{plan}");
-
-    let trained = fixture.run("train @task.toml -o @out --format json").json();
-    assert_eq!((trained["sites"].as_u64(), trained["metric"]["name"].as_str()), (Some(4), Some("accuracy")));
-    assert_eq!(trained["metric"]["examples"].as_u64(), Some(plan["test_examples"].as_u64().unwrap()));
-    let written: serde_json::Value = serde_json::from_slice(&fixture.read("out/summary.json")).unwrap();
-    assert_eq!(written, trained);
-    assert!(fixture.path("out/peft/adapter_model.safetensors").is_file());
-    assert!(!fixture.path("out/hats.rpa").exists());
-
-    let expected = "operator 2 is a table appended to rows, expected one that devices run";
-    fixture.run("base build --from @model -o @model.rpb").fails(exit::BAD_INPUT, expected);
-    fixture.run("eval --task @task.toml --adapter @out/peft").fails(exit::BAD_INPUT, expected);
 }

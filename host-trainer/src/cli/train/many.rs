@@ -9,18 +9,20 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::Serialize;
 
-use super::super::console::Console;
+use super::super::console::{Console, Table};
 use super::super::exit::{FAILURE, Failure, INTERRUPTED, Outcome};
 use super::super::interrupt;
 use super::super::progress::Progress;
-use super::super::task::{LoadedBase, load_base};
+use super::super::task::{PEFT, Trainable, load_trainable};
+use super::finish::finish;
 use super::measure::check_room;
-use super::{Args, CHECKPOINT, LOG, PEFT, RUN, failed, finish};
+use super::plan::Plan;
+use super::{Args, CHECKPOINT, LOG, RUN, failed};
 use crate::Error;
-use crate::report::{History, SUMMARY, Summary};
+use crate::executor::Model;
+use crate::report::{History, Summary};
 use crate::train::{
-    Event, FrozenBase, Learner, ManyReporter, ManyTrainer, Reporter, RunLog, Shard, TaskData, TrainConfig,
-    load_tasks,
+    Event, FrozenBase, Learner, ManyReporter, ManyTrainer, Reporter, RunLog, Shard, TrainConfig, load_tasks,
 };
 
 /// What came of a task.
@@ -33,6 +35,8 @@ enum Result {
     Skipped { task: String, summary: Box<Summary> },
     /// It was stopped and has a checkpoint.
     Interrupted { task: String, step: u64, steps: u64 },
+    /// It would be trained, or with `done` be skipped.
+    Planned { task: String, done: bool, plan: Box<Plan> },
     /// It was not trained.
     Failed { task: String, error: String, exit_code: u8 },
 }
@@ -58,9 +62,6 @@ impl Task {
 }
 
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
-    if args.dry_run {
-        return Err(Failure::usage("--dry-run is for one task: expected one task file, found several"));
-    }
     let listed = load_tasks(&args.files, &args.overrides.0)?;
     let shard = args.shard.unwrap_or(Shard { index: 1, count: 1 });
     let names: Vec<&String> =
@@ -119,7 +120,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     ) {
         (0, 0) => Ok(()),
         (0, bad) => {
-            Err(Failure::new(FAILURE, anyhow::anyhow!("{bad} of {total} tasks failed, the others are done")))
+            let others = if args.dry_run { "the others can be trained" } else { "the others are done" };
+            Err(Failure::new(FAILURE, anyhow::anyhow!("{bad} of {total} tasks failed, {others}")))
         }
         (open, _) => {
             let error = anyhow::anyhow!("stopped with {open} of {total} tasks open");
@@ -136,23 +138,38 @@ fn train(
     args: &Args,
     console: &mut Console<'_>,
 ) -> Outcome {
-    let base = load_base(path)?;
+    let base = load_trainable(path)?;
+    let network = base.network();
     let first = members.first().and_then(|index| tasks[*index].config.as_ref());
     let frozen = match first {
-        Some(config) => FrozenBase::for_task(&base.network, config)?,
-        None => FrozenBase::new(&base.network, &Device::Cpu)?,
+        Some(config) => FrozenBase::for_task(network, config)?,
+        None => FrozenBase::new(network, &Device::Cpu)?,
     };
     let (mut learners, mut indices, mut logs) = (Vec::new(), Vec::new(), Vec::new());
     for index in members {
         let task = &mut tasks[*index];
-        match prepare(task, &frozen, &base, args.resume) {
-            Ok(Some((learner, log))) => {
+        let bound = match task.config.clone() {
+            Some(config) => bind(config, &frozen, &base),
+            None => continue,
+        };
+        let begun = bound.and_then(|learner| {
+            let done = finished(task, &learner);
+            if args.dry_run {
+                let plan = Box::new(Plan::new(&learner, &base)?);
+                let name = task.name.clone();
+                task.result = Some(Result::Planned { task: name, done: done.is_some(), plan });
+            } else if let Some(summary) = done {
+                task.result = Some(Result::Skipped { task: task.name.clone(), summary });
+            } else {
+                let (learner, log) = begin(task, learner, args.resume)?;
                 learners.push(learner);
                 indices.push(*index);
                 logs.push(log);
             }
-            Ok(None) => {}
-            Err(failure) => task.fail(&failure),
+            Ok(())
+        });
+        if let Err(failure) = begun {
+            task.fail(&failure);
         }
     }
     let mut trainer = ManyTrainer::new(frozen, learners);
@@ -192,30 +209,37 @@ fn train(
     }
 }
 
-/// A task at its first step or at its checkpoint; none if its outputs are there.
-fn prepare(
-    task: &mut Task,
-    frozen: &FrozenBase,
-    base: &LoadedBase,
-    resume: bool,
-) -> Outcome<Option<(Learner, RunLog)>> {
-    let Some(config) = task.config.clone() else { return Ok(None) };
-    let data = TaskData::load(&config, &base.image.base()?)?;
-    let mut learner = Learner::new(frozen, &base.network, config, data)?;
-    if learner.config().explained_variance.is_none() {
-        check_room(&learner.adapter()?, base)?;
+/// A task before its first step.
+fn bind(config: TrainConfig, frozen: &FrozenBase, base: &Trainable) -> Outcome<Learner> {
+    let data = base.data(&config)?;
+    let learner = Learner::new(frozen, base.network(), config, data)?;
+    check_room(&learner, base)?;
+    Ok(learner)
+}
+
+/// The summary of a task whose folder has all outputs of this very run.
+fn finished(task: &Task, learner: &Learner) -> Option<Box<Summary>> {
+    let Task { out, name, .. } = task;
+    if run_in(out).as_deref() != Some(&learner.identity()) || !out.join(PEFT).is_dir() {
+        return None;
     }
-    let finished = std::fs::read_to_string(task.out.join(RUN)).ok();
-    let same = finished.as_deref().map(str::trim) == Some(&learner.identity());
-    if same && let Some(summary) = outputs(&task.out, &task.name) {
-        task.result = Some(Result::Skipped { task: task.name.clone(), summary: Box::new(summary) });
-        return Ok(None);
-    }
+    let summary = Summary::read(out).ok()?;
+    let whole = summary.file.is_none() || out.join(format!("{name}.rpa")).is_file();
+    whole.then(|| Box::new(summary))
+}
+
+/// The run whose outputs are in a folder.
+fn run_in(out: &Path) -> Option<String> {
+    Some(std::fs::read_to_string(out.join(RUN)).ok()?.trim().to_owned())
+}
+
+/// Takes a task to its checkpoint if it is to go on from it, and opens its log.
+fn begin(task: &Task, mut learner: Learner, resume: bool) -> Outcome<(Learner, RunLog)> {
     let (checkpoint, log) = (task.out.join(CHECKPOINT), task.out.join(LOG));
     let resumed = resume && checkpoint.is_file() && {
         let resumed = learner.resume(&checkpoint);
         // Beside the outputs of another run it may be that run's checkpoint.
-        if finished.is_none() || same {
+        if run_in(&task.out).is_none_or(|run| run == learner.identity()) {
             resumed?;
             true
         } else {
@@ -232,25 +256,11 @@ fn prepare(
             _ => RunLog::create(&log),
         }
     };
-    Ok(Some((learner, log.map_err(failed)?)))
+    Ok((learner, log.map_err(failed)?))
 }
 
-/// The summary of a folder with all outputs.
-fn outputs(out: &Path, name: &str) -> Option<Summary> {
-    let whole =
-        out.join(format!("{name}.rpa")).is_file() && out.join(PEFT).is_dir() && out.join(SUMMARY).is_file();
-    if whole { Summary::read(out).ok() } else { None }
-}
-
-fn write(
-    learner: &Learner,
-    model: &crate::executor::Model,
-    base: &LoadedBase,
-    out: &Path,
-) -> Outcome<Summary> {
-    let adapter = learner.adapter()?;
-    let history = History::read(&out.join(LOG))?;
-    finish(learner, model, &adapter, base, &history, out)
+fn write(learner: &Learner, model: &Model, base: &Trainable, out: &Path) -> Outcome<Summary> {
+    finish(learner, model, base, &History::read(&out.join(LOG))?, out)
 }
 
 /// Shows the events of all tasks, and writes each task's log.
@@ -301,17 +311,28 @@ impl ManyReporter for Shown<'_, '_> {
 }
 
 fn text(results: &Results) -> String {
-    let lines = results.tasks.iter().map(|result| match result {
-        Result::Trained { task, summary } | Result::Skipped { task, summary } => {
-            let done = if matches!(result, Result::Skipped { .. }) { "was done" } else { "trained" };
-            let metric = &summary.metric;
-            let (name, value) = (metric.name.as_str(), metric.adapter_device);
-            format!("{task}: {done}, {name} {value:.4} on the device, {}\n", summary.adapter.display())
-        }
-        Result::Interrupted { task, step, steps } => {
-            format!("{task}: stopped after step {step} of {steps}\n")
-        }
-        Result::Failed { task, error, .. } => format!("{task}: failed: {error}\n"),
-    });
-    lines.collect()
+    let mut planned =
+        Table::new(2, &["task", "base", "sites", "ranks", "trained", "bytes", "examples", "steps", ""]);
+    let mut lines = String::new();
+    for result in &results.tasks {
+        let line = match result {
+            Result::Trained { task, summary } | Result::Skipped { task, summary } => {
+                let done = if matches!(result, Result::Skipped { .. }) { "was done" } else { "trained" };
+                let (value, how) = summary.metric.result();
+                let path = summary.file.as_ref().map_or(&summary.peft, |file| &file.adapter);
+                let name = summary.metric.name;
+                format!("{task}: {done}, {name} {value:.4} {how}, {}\n", path.display())
+            }
+            Result::Planned { plan, done, .. } => {
+                plan.row(&mut planned, *done);
+                continue;
+            }
+            Result::Interrupted { task, step, steps } => {
+                format!("{task}: stopped after step {step} of {steps}\n")
+            }
+            Result::Failed { task, error, .. } => format!("{task}: failed: {error}\n"),
+        };
+        lines += &line;
+    }
+    if planned.is_empty() { lines } else { planned.to_string() + &lines }
 }

@@ -2,15 +2,16 @@
 
 use std::fmt::Write as _;
 
+use rankpatch_format::adapter::Adapter;
 use rankpatch_format::write::Tensor;
 use serde::Serialize;
 
-use super::super::console::{fields, grouped};
+use super::super::console::{Table, fields, grouped};
 use super::super::exit::Outcome;
 use super::super::task::Trainable;
-use crate::export::{Exported, export};
+use crate::export::export;
 use crate::lora::BoundSite;
-use crate::train::Trainer;
+use crate::train::Learner;
 
 /// Bytes of an f32.
 const FLOAT: usize = 4;
@@ -28,8 +29,9 @@ pub(super) struct Plan {
     trained: usize,
     /// Numbers of the base, which stay as they are.
     frozen: usize,
-    payload_bytes: usize,
-    /// `None` for a base that devices do not run: no file is written.
+    /// Bytes of all codes of the adapter file. `None` for a base that devices do not run: no file is written.
+    payload_bytes: Option<usize>,
+    /// As `payload_bytes`.
     adapter_file_bytes: Option<usize>,
     examples: usize,
     test_examples: usize,
@@ -51,18 +53,23 @@ struct Memory {
 }
 
 impl Plan {
-    pub(super) fn new(trainer: &Trainer, base: &Trainable, sequence: u32) -> Outcome<Self> {
-        let adapter = trainer.adapter()?;
+    pub(super) fn new(learner: &Learner, base: &Trainable) -> Outcome<Self> {
+        let adapter = learner.adapter()?;
         let network = base.network();
-        // The self-test's digest has the same length whatever it is.
-        let Exported { data, file } = export(&adapter, network, sequence, |_| Ok(0))?;
-        let factors = data.patches.iter().map(|patch| patch.lora_a.len() + patch.lora_b.len()).sum::<usize>();
-        let payload_bytes = factors + data.head.map_or(0, |head| head.codes.len());
-        let trained = trainer.trained();
+        let (payload_bytes, adapter_file_bytes) = match base {
+            Trainable::Device(base) => {
+                // The self-test's digest has the same length whatever it is.
+                let file = export(&adapter, network, learner.config().sequence, |_| Ok(0))?.file;
+                let payload = Adapter::new(&file, &base.image.base()?)?.payload_bytes();
+                (Some(payload), Some(file.len()))
+            }
+            Trainable::Host(..) => (None, None),
+        };
+        let trained = learner.trained();
         let biases = [adapter.biases.len(), adapter.biases.iter().map(|bias| bias.values.len()).sum()];
         let elements = |tensor: &Tensor| tensor.shape().rows as usize * tensor.shape().cols as usize;
         let frozen = network.tensors.iter().map(elements).sum();
-        let data = trainer.data();
+        let data = learner.data();
         Ok(Self {
             task: adapter.task.clone(),
             base: network.name.clone(),
@@ -72,19 +79,40 @@ impl Plan {
             trained,
             frozen,
             payload_bytes,
-            adapter_file_bytes: matches!(base, Trainable::Device(_)).then_some(file.len()),
+            adapter_file_bytes,
             examples: data.train.len(),
             test_examples: data.test.len(),
             labels: data.labels.clone(),
-            steps: trainer.steps(),
-            first_quantized_step: trainer.first_quantized_step(),
-            examples_per_step: trainer.config().effective_batch().min(data.train.len()),
+            steps: learner.steps(),
+            first_quantized_step: learner.first_quantized_step(),
+            examples_per_step: learner.config().effective_batch().min(data.train.len()),
             memory: Memory {
                 base_bytes: FLOAT * frozen,
                 trained_bytes: 4 * FLOAT * trained,
                 full_fine_tuning_bytes: 4 * FLOAT * (frozen + trained),
             },
         })
+    }
+
+    /// One line of it, for a plan of many tasks; `done` tells that it would be skipped. The columns are sites, ranks, numbers
+    /// trained, bytes of the file, examples to train on and to measure with, steps.
+    pub(super) fn row(&self, table: &mut Table, done: bool) {
+        let ranks = || self.sites.iter().map(|site| site.rank);
+        let ranks = match (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0)) {
+            (low, high) if low < high => format!("{low}-{high}"),
+            (rank, _) => rank.to_string(),
+        };
+        table.row(&[
+            &self.task,
+            &self.base,
+            &self.sites.len(),
+            &ranks,
+            &grouped(self.trained),
+            &self.adapter_file_bytes.map_or_else(|| "-".into(), grouped),
+            &format!("{}+{}", grouped(self.examples), grouped(self.test_examples)),
+            &grouped(self.steps),
+            &if done { "was done" } else { "" },
+        ]);
     }
 
     pub(super) fn text(&self) -> String {
@@ -123,11 +151,11 @@ impl Plan {
             ),
             (
                 "file",
-                match self.adapter_file_bytes {
-                    Some(bytes) => {
-                        format!("{} bytes, payload {}", grouped(bytes), grouped(self.payload_bytes))
+                match (self.adapter_file_bytes, self.payload_bytes) {
+                    (Some(bytes), Some(payload)) => {
+                        format!("{} bytes, payload {}", grouped(bytes), grouped(payload))
                     }
-                    None => "none, a PEFT folder only: devices do not run this base".into(),
+                    _ => "none, a PEFT folder only: devices do not run this base".into(),
                 },
             ),
             (
@@ -135,15 +163,16 @@ impl Plan {
                 format!("{} to train, {} to measure", grouped(self.examples), grouped(self.test_examples)),
             ),
             ("classes", labels),
-            (
-                "steps",
-                format!(
-                    "{} of {} examples, quantization-aware from step {}",
-                    grouped(self.steps),
-                    grouped(self.examples_per_step),
-                    grouped(self.first_quantized_step)
-                ),
-            ),
+            ("steps", {
+                let steps =
+                    format!("{} of {} examples", grouped(self.steps), grouped(self.examples_per_step));
+                match self.first_quantized_step {
+                    first if first < self.steps => {
+                        format!("{steps}, quantization-aware from step {}", grouped(first))
+                    }
+                    _ => format!("{steps}, none of them quantization-aware"),
+                }
+            }),
             (
                 "memory",
                 format!(
