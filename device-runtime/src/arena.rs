@@ -31,6 +31,8 @@ pub struct ArenaLayout {
     pub scores: usize,
     /// Keys and values of the context.
     pub kv_cache: usize,
+    /// The last samples of a sound that is pushed in pieces.
+    pub samples: usize,
     /// Pooled features and the outputs of a task head.
     pub head: usize,
 }
@@ -38,7 +40,7 @@ pub struct ArenaLayout {
 impl ArenaLayout {
     /// All regions together.
     pub fn total(&self) -> usize {
-        [self.values, self.codes, self.kernels, self.scores, self.kv_cache, self.head]
+        [self.values, self.codes, self.kernels, self.scores, self.kv_cache, self.samples, self.head]
             .into_iter()
             .fold(0, usize::saturating_add)
     }
@@ -56,6 +58,7 @@ pub(crate) struct Counts {
     totals: usize,
     keys: usize,
     kv: usize,
+    samples: usize,
     pooled: usize,
     rank: usize,
 }
@@ -84,6 +87,12 @@ impl Counts {
                     counts.acc = counts.acc.max(rows.min(2).saturating_mul(w.rows));
                     counts.pack = counts.pack.max(kernels::pack_len(w.layout, w.cols)).max(row_words(w.cols));
                     counts.rank = counts.rank.max(w.rows.min(w.cols));
+                }
+                Op::Mfcc { frame, bands, .. } => {
+                    let bands = base.tensor(bands).map_or(0, |info| info.rows as usize);
+                    // A frame is computed while there are no codes.
+                    counts.codes = counts.codes.max(kernels::front_end::scratch_len(bands).saturating_mul(4));
+                    counts.samples = frame.into();
                 }
                 Op::Embedding { table } => counts.codes = counts.codes.max(base.matrix(table).cols),
                 Op::Attention { q, k, n_heads, n_kv_heads, causal, .. } => {
@@ -118,6 +127,7 @@ impl Counts {
             kernels: words(self.acc) + words(self.pack) + words(2 * rank) + round(rank * 2),
             scores: words(self.query) + words(self.totals) + words(self.keys) + words(self.keys.div_ceil(2)),
             kv_cache: words(self.kv),
+            samples: round(self.samples.saturating_mul(2)),
             head: words(self.pooled) + words(MIN_HEAD_OUTPUTS),
         }
     }
@@ -149,6 +159,8 @@ pub(crate) struct Arena<'a> {
     pub(crate) v: &'a mut [i16],
     pub(crate) attention: Scratch<'a>,
     pub(crate) kv: &'a mut [u32],
+    /// `[frame]`.
+    pub(crate) samples: &'a mut [i16],
     pub(crate) pooled: &'a mut [f32],
     pub(crate) head_out: &'a mut [f32],
 }
@@ -181,6 +193,7 @@ impl<'a> Arena<'a> {
                 weights: cutter.cut(counts.keys.div_ceil(2)),
             },
             kv: cutter.cut(counts.kv),
+            samples: cutter.cut(counts.samples),
             pooled: cutter.cut(counts.pooled),
             head_out: bytemuck::try_cast_slice_mut(cutter.0).unwrap_or(&mut []),
         })

@@ -5,6 +5,8 @@
 //! bytes from outside could get wrong was checked when they became a [`Base`] or an [`Adapter`]; a run can only refuse
 //! what its caller gives it.
 
+mod samples;
+
 use rankpatch_format::adapter::{Adapter, Biases, Cursor, Head, Pooling};
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::{Digest, XorShift32};
@@ -44,6 +46,8 @@ enum MergedMemory<'a> {
 enum Input<'i, T> {
     Tokens(&'i [T]),
     Features(&'i [f32]),
+    /// Feature rows that lie where the input operator puts them.
+    Made,
 }
 
 /// A base over an arena.
@@ -54,6 +58,8 @@ pub struct Engine<'a> {
     attached: Option<Attached<'a>>,
     /// Rows of the sequence so far.
     position: usize,
+    /// What the front end holds.
+    heard: samples::Heard,
     /// Where the last output lies.
     output: Output,
 }
@@ -80,7 +86,15 @@ impl<'a> Engine<'a> {
             return Err(Error::SequenceTooLong { expected: base.manifest().max_rows as usize, found: 0 });
         }
         let arena = Arena::new(&base, arena, context)?;
-        Ok(Self { base, arena, context, attached: None, position: 0, output: Output::None })
+        Ok(Self {
+            base,
+            arena,
+            context,
+            attached: None,
+            position: 0,
+            heard: samples::Heard::default(),
+            output: Output::None,
+        })
     }
 
     /// The base.
@@ -204,9 +218,10 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Starts a new sequence: forgets keys, values and pooled features.
+    /// Starts a new sequence: forgets keys, values, pooled features and samples.
     pub fn reset(&mut self) {
         self.position = 0;
+        self.heard = samples::Heard::default();
         self.output = Output::None;
         self.arena.pooled.fill(0.0);
     }
@@ -268,8 +283,9 @@ impl<'a> Engine<'a> {
     }
 
     fn check_tokens<T: Copy + Into<u32>>(&mut self, tokens: &[T]) -> Result<()> {
-        if let Op::Features { width } = self.base.input() {
-            return Err(Error::WrongInput { expected: width as usize, found: tokens.len() });
+        let expected = self.base.feature_width();
+        if expected != 0 {
+            return Err(Error::WrongInput { expected, found: tokens.len() });
         }
         let vocab_size = self.base.vocab_size();
         if let Some(found) = tokens.iter().map(|id| (*id).into()).find(|id| *id >= vocab_size) {
@@ -295,15 +311,12 @@ impl<'a> Engine<'a> {
     }
 
     /// Appends feature rows, `[rows, width]`, to the sequence and returns the output after the last of them. A network
-    /// that does not stream starts again with each call.
+    /// that does not stream starts again with each call. A network that reads samples also takes rows that were made elsewhere.
     ///
     /// # Errors
     /// [`Error::WrongInput`], [`Error::SequenceTooLong`]; nothing has been run then.
     pub fn run_features(&mut self, features: &[f32]) -> Result<&[f32]> {
-        let width = match self.base.input() {
-            Op::Features { width } => width as usize,
-            _ => 0,
-        };
+        let width = self.base.feature_width();
         if features.len().checked_rem(width) != Some(0) {
             return Err(Error::WrongInput { expected: width, found: features.len() });
         }
@@ -405,7 +418,7 @@ impl<'a> Engine<'a> {
             (Input::Features(features), _) => {
                 target.iter_mut().zip(*features).for_each(|(to, from)| *to = *from);
             }
-            (Input::Tokens(_), _) => {}
+            (Input::Tokens(_) | Input::Made, _) => {}
         }
         self.run_graph(rows);
     }

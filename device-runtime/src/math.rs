@@ -1,22 +1,12 @@
 //! Elementary functions with the same bits on every core: IEEE single precision, no fused multiply-add, a fixed order. They are part of the file format (`format/SPEC.md`); the platform's own functions are never used.
 
+#[cfg(test)]
 use micromath::F32;
+
+pub use crate::kernels::float::inv_sqrt;
 
 /// 1.5 * 2^23: adding and subtracting it rounds a float below 2^22 to the nearest even integer.
 const ROUND_MAGIC: f32 = 12_582_912.0;
-
-/// 1 / sqrt(x) for positive x, relative error below 3e-7.
-///
-/// micromath's estimate is off by up to 3.5 %, too coarse by itself; three Newton steps y (1.5 - 0.5 x y^2) remain.
-pub fn inv_sqrt(x: f32) -> f32 {
-    let half = 0.5 * x;
-    // Without its sign a NaN gives a NaN; with it, micromath's integer subtraction would overflow.
-    let mut y = F32(x.abs()).invsqrt().0;
-    for _ in 0..3 {
-        y *= 1.5 - half * y * y;
-    }
-    y
-}
 
 /// sin(x) and cos(x) for 0 <= x <= 65536, absolute error below 1e-6 up to 1024 rad.
 ///

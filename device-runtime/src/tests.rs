@@ -62,7 +62,7 @@ fn sealed(data: &AdapterData, base: &Base<'_>) -> Vec<u8> {
 
 #[test]
 fn layouts_and_pass_sizes_have_the_same_bits() {
-    for network in [fixture::decoder(), fixture::encoder()] {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         let data =
             fixture::adapter(&network, &all_sites(&network, |site| 1 + usize::from(site) % 9), None, 0.4, 2);
         let file = data.write().unwrap();
@@ -91,7 +91,7 @@ fn layouts_and_pass_sizes_have_the_same_bits() {
 
 #[test]
 fn a_thousand_switches_leave_the_base_bit_identical() {
-    for network in [fixture::decoder(), fixture::encoder()] {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         let image = image(&network, Layout::Dsp4x4, 3);
         let before = image.bytes().to_vec();
         let base = Base::new(image.bytes()).unwrap();
@@ -268,7 +268,7 @@ fn streamed_and_merged_follow_the_definition() {
 
 #[test]
 fn self_tests_pass_only_with_the_right_numbers() {
-    for network in [fixture::decoder(), fixture::encoder()] {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         for head in [None, Some(6)] {
             let image = image(&network, Layout::Dsp4x4, 4);
             let base = Base::new(image.bytes()).unwrap();
@@ -381,7 +381,7 @@ fn refusals_change_nothing() {
 
 #[test]
 fn arenas_are_exactly_as_large_as_stated() {
-    for network in [fixture::decoder(), fixture::encoder()] {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         let image = image(&network, Layout::Dsp4x4, 4);
         let base = Base::new(image.bytes()).unwrap();
         let bytes = arena_bytes(&base, 20);

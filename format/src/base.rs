@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::front_end::{FFT_BINS, FrontEnd};
 use crate::graph::{Op, Ops, Rows, Shape, TensorId, TensorShape, ValueId};
 use crate::layout::{Layout, decode_dsp_word};
 use crate::read::Reader;
@@ -212,7 +213,7 @@ impl<'a> Base<'a> {
     ///
     /// Guaranteed afterwards: the checksum holds; every operator's shapes fit; every section lies inside the image and
     /// on its boundary; every scale is positive, finite and normal and every other float finite; no two live values of
-    /// the arena plan overlap; names are UTF-8 and there is one per site.
+    /// the arena plan overlap; the bands of a front end lie within its spectrum; names are UTF-8 and there is one per site.
     ///
     /// # Errors
     /// An [`Error`] that names the first thing found wrong.
@@ -269,6 +270,7 @@ impl<'a> Base<'a> {
         base.check_tensors(sections_from)?;
         base.check_graph()?;
         base.check_plan()?;
+        base.check_front_end()?;
         base.check_names()?;
         if let Some(info) = manifest.tokenizer {
             base.in_image(What::TokenizerSection, info.offset, info.len, sections_from)?;
@@ -457,6 +459,25 @@ impl<'a> Base<'a> {
         Ok(())
     }
 
+    /// What the shapes of a front end's tables do not say: whole numbers that stay within the spectrum, a weight for each.
+    fn check_front_end(&self) -> Result<()> {
+        let Some(front_end) = self.front_end() else { return Ok(()) };
+        let mut expected = 0;
+        for band in front_end.bands {
+            let [first, count] = band.map(|number| number as u32);
+            let end = first.saturating_add(count);
+            if [first, count].map(|number| number as f32) != *band || end > FFT_BINS as u32 {
+                return Err(Error::OutOfRange { what: What::MelBand, found: end, max: FFT_BINS as u32 });
+            }
+            expected += count;
+        }
+        let found = front_end.mel.len() as u32;
+        if found != expected {
+            return Err(Error::ShapeMismatch { what: What::MelWeights, op: 0, expected, found });
+        }
+        Ok(())
+    }
+
     fn check_place(&self, info: &ValueInfo, bytes: u32) -> Result<()> {
         let found = info.offset % ALIGN as u32;
         if found != 0 {
@@ -519,6 +540,31 @@ impl<'a> Base<'a> {
     /// The input operator.
     pub fn input(&self) -> Op {
         self.ops().next().map_or(Op::Features { width: 0 }, |(_, op)| op)
+    }
+
+    /// Width of the feature rows that the network reads, or makes from samples; 0 if it reads token ids.
+    pub fn feature_width(&self) -> usize {
+        match self.input() {
+            Op::Embedding { .. } => 0,
+            _ => self.value(0).width as usize,
+        }
+    }
+
+    /// The front end, if the network reads samples.
+    pub fn front_end(&self) -> Option<FrontEnd<'a>> {
+        let Op::Mfcc { sample_rate, frame, hop, floor, window, bands, mel, dct } = self.input() else {
+            return None;
+        };
+        Some(FrontEnd {
+            sample_rate: sample_rate.into(),
+            frame: frame.into(),
+            hop: hop.into(),
+            floor,
+            window: self.floats(window),
+            bands: self.floats(bands).as_chunks().0,
+            mel: self.floats(mel),
+            dct: self.floats(dct),
+        })
     }
 
     /// Whether the network reads its sequence in pieces (a causal decoder).

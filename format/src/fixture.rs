@@ -116,6 +116,26 @@ pub fn decoder() -> Network {
     b.network
 }
 
+/// [`encoder`] behind a front end: frames of 60 samples every 25 become its 9 features, from 8 bands.
+pub fn listener() -> Network {
+    let mut network = encoder();
+    network.name = "tiny-listener".into();
+    let mut b = Builder { network, random: XorShift32::new(4) };
+    let window = (0..60).map(|i| (0.2 + 0.8 * b.uniform().abs() + 0.01 * i as f32) / 32_768.0).collect();
+    let window = b.tensor("frontend.window", Tensor::Floats { rows: 1, cols: 60, data: window });
+    // Overlapping bands of 1 to 40 bins, one without any, the last up to the end of the spectrum.
+    let bands = [[1, 1], [1, 3], [2, 5], [0, 0], [5, 17], [16, 40], [40, 40], [216, 40]];
+    let bins: u32 = bands.iter().map(|[_, bins]| bins).sum();
+    let bands = bands.into_iter().flatten().map(|number| number as f32).collect();
+    let bands = b.tensor("frontend.bands", Tensor::Floats { rows: 8, cols: 2, data: bands });
+    let mel = (0..bins).map(|_| b.uniform().abs()).collect();
+    let mel = b.tensor("frontend.mel", Tensor::Floats { rows: 1, cols: bins, data: mel });
+    let dct = b.floats("frontend.dct", 9, 4, 0.1);
+    b.network.ops[0] =
+        Op::Mfcc { sample_rate: 8000, frame: 60, hop: 25, floor: 1e-9, window, bands, mel, dct };
+    b.network
+}
+
 /// A bidirectional encoder: 9 features, width 15, three heads, hidden width 22, two post-norm layers, 5 outputs.
 pub fn encoder() -> Network {
     let mut b = Builder::new("tiny-encoder", 13, 9);

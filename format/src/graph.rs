@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::front_end::FFT_SAMPLES;
 use crate::read::Reader;
 use crate::{Error, MAX_OUTPUTS, Result, What};
 
@@ -156,6 +157,26 @@ pub enum Op {
         /// x.
         input: ValueId,
     },
+    /// y\[t\] = the mel-frequency cepstral coefficients of frame t of the caller's samples. The first operator of a network
+    /// that reads sound; what it computes is in [`crate::front_end`].
+    Mfcc {
+        /// Samples a second. The formula does not depend on it: callers check recordings against it.
+        sample_rate: u16,
+        /// Samples of a frame, at most [`FFT_SAMPLES`].
+        frame: u16,
+        /// Samples from one frame to the next, at most `frame`.
+        hop: u16,
+        /// The logarithm's argument is at least this.
+        floor: f32,
+        /// Window `[frame]`, which also scales the i16 samples.
+        window: TensorId,
+        /// Per band its first bin and the number of its bins `[bands, 2]`, whole numbers; an even number of bands.
+        bands: TensorId,
+        /// Weights of the bands' bins, one band after the other.
+        mel: TensorId,
+        /// The left half of the cosine transform `[width, bands / 2]`.
+        dct: TensorId,
+    },
     /// An operator that no device runs and no base image holds. The last variant: readers know those before it.
     #[cfg(feature = "alloc")]
     #[serde(skip_deserializing)]
@@ -238,7 +259,7 @@ impl Op {
     /// The values that this operator reads; `None` fills up.
     pub fn inputs(&self) -> [Option<ValueId>; 3] {
         match *self {
-            Self::Embedding { .. } | Self::Features { .. } => [None, None, None],
+            Self::Embedding { .. } | Self::Features { .. } | Self::Mfcc { .. } => [None, None, None],
             Self::Linear { input, .. }
             | Self::RmsNorm { input, .. }
             | Self::LayerNorm { input, .. }
@@ -342,7 +363,8 @@ impl Op {
             let t = tensor(id)?;
             if t.quantized { Ok(t) } else { mismatch(index, What::WeightKind, 1, 0) }
         };
-        if matches!(self, Self::Embedding { .. } | Self::Features { .. }) != (index == 0) {
+        let input = matches!(self, Self::Embedding { .. } | Self::Features { .. } | Self::Mfcc { .. });
+        if input != (index == 0) {
             return Err(Error::Malformed { what: What::InputOperator });
         }
         let positive = |what, eps| positive(index, what, eps);
@@ -351,6 +373,26 @@ impl Op {
                 Shape { rows: Rows::Tokens { extra: 0 }, width: matrix(table)?.cols }
             }
             Self::Features { width } => Shape { rows: Rows::Tokens { extra: 0 }, width },
+            Self::Mfcc { frame, hop, floor, window, bands, dct, .. } => {
+                let (frame, hop) = (u32::from(frame), u32::from(hop));
+                for (what, found, max) in
+                    [(What::FrameSamples, frame, FFT_SAMPLES as u32), (What::HopSamples, hop, frame)]
+                {
+                    if found == 0 || found > max {
+                        return Err(Error::OutOfRange { what, found, max });
+                    }
+                }
+                positive(What::MelFloor, floor)?;
+                vector(window, frame)?;
+                let (bands, dct) = (tensor(bands)?, tensor(dct)?);
+                if bands.quantized || bands.cols != 2 || !bands.rows.is_multiple_of(2) {
+                    return mismatch(index, What::MelBands, 2, bands.cols);
+                }
+                if dct.quantized || dct.cols != bands.rows / 2 {
+                    return mismatch(index, What::DctColumns, bands.rows / 2, dct.cols);
+                }
+                Shape { rows: Rows::Tokens { extra: 0 }, width: dct.rows }
+            }
             Self::Linear { input, weight, bias } => {
                 let (x, w) = (read(input)?, matrix(weight)?);
                 if w.cols != x.width {

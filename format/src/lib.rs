@@ -29,6 +29,7 @@ pub mod digest;
 mod error;
 #[cfg(feature = "_fixtures")]
 pub mod fixture;
+pub mod front_end;
 pub mod graph;
 pub mod header;
 pub mod layout;

@@ -84,10 +84,11 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn op(&mut self) -> Option<Op> {
         let kind = self.u32()?;
-        // Every operator but these two begins with its input.
+        // Every operator but these three begins with its input.
         match kind {
             0 => return Some(Op::Embedding { table: self.u16()? }),
             1 => return Some(Op::Features { width: self.u32()? }),
+            18 => return self.mfcc(),
             _ => {}
         }
         let input = self.u16()?;
@@ -121,6 +122,20 @@ impl<'a> Reader<'a> {
             16 => Op::GeluErf { input },
             17 => Op::Tanh { input },
             _ => return None,
+        })
+    }
+
+    #[cold]
+    fn mfcc(&mut self) -> Option<Op> {
+        Some(Op::Mfcc {
+            sample_rate: self.u16()?,
+            frame: self.u16()?,
+            hop: self.u16()?,
+            floor: self.f32()?,
+            window: self.u16()?,
+            bands: self.u16()?,
+            mel: self.u16()?,
+            dct: self.u16()?,
         })
     }
 

@@ -52,7 +52,7 @@ fn biased_adapter(network: &Network) -> AdapterData {
 
 #[test]
 fn networks_come_back_from_their_image() {
-    for network in [fixture::decoder(), fixture::encoder()] {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         for layout in Layout::ALL {
             let image = image(&network, layout);
             let base = Base::new(image.bytes()).unwrap();
@@ -100,7 +100,7 @@ fn any_change_of_content_changes_the_identity() {
 
 #[test]
 fn adapters_come_back_from_their_file() {
-    for network in [fixture::decoder(), fixture::encoder()] {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         let image = image(&network, Layout::RowMajor);
         let base = Base::new(image.bytes()).unwrap();
         let data = some_adapter(&network);
@@ -246,7 +246,7 @@ fn flipped_bits_of_a_base_are_refused() {
 /// accepted can be walked over whole.
 #[test]
 fn sealed_nonsense_never_panics() {
-    for network in [fixture::encoder(), fixture::decoder()] {
+    for network in [fixture::encoder(), fixture::decoder(), fixture::listener()] {
         let original = image(&network, Layout::Dsp4x4);
         let mut random = XorShift32::new(77);
         let mut refused = 0;
@@ -356,6 +356,67 @@ fn senseless_networks_are_refused() {
         network.tensors[1] = Tensor::Matrix { rows: 15, cols: 9, data: vec![0.0; 135] };
     };
     assert!(matches!(base_error(float_matrix), Error::Malformed { .. }));
+}
+
+/// The error that a changed network with a front end gets: `change` gets the fields of the operator and the tables.
+fn front_end_error(change: impl FnOnce(&mut Op, &mut [Tensor])) -> Error {
+    let mut network = fixture::listener();
+    let from = network.tensors.len() - 4;
+    change(&mut network.ops[0], &mut network.tensors[from..]);
+    let image = match network.write(Layout::RowMajor, 4) {
+        Ok(image) => Aligned::new(&image),
+        Err(error) => return error,
+    };
+    Base::new(image.bytes()).unwrap_err()
+}
+
+#[test]
+fn senseless_front_ends_are_refused() {
+    let set_hop = |value| {
+        move |op: &mut Op, _: &mut [Tensor]| {
+            let Op::Mfcc { hop, .. } = op else { unreachable!() };
+            *hop = value;
+        }
+    };
+    for value in [0, 61] {
+        let expected = Error::OutOfRange { what: What::HopSamples, found: value.into(), max: 60 };
+        assert_eq!(front_end_error(set_hop(value)), expected);
+    }
+    for value in [0, 513] {
+        let error = front_end_error(|op, _| {
+            let Op::Mfcc { frame, .. } = op else { unreachable!() };
+            *frame = value;
+        });
+        assert_eq!(error, Error::OutOfRange { what: What::FrameSamples, found: value.into(), max: 512 });
+    }
+    for value in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let error = front_end_error(|op, _| {
+            let Op::Mfcc { floor, .. } = op else { unreachable!() };
+            *floor = value;
+        });
+        assert!(matches!(error, Error::BadScale { what: What::MelFloor, .. }), "{value}: {error}");
+    }
+    let floats = |tables: &mut [Tensor], table: usize, rows: u32, cols: u32| {
+        tables[table] = Tensor::Floats { rows, cols, data: vec![0.25; (rows * cols) as usize] };
+    };
+    let error = front_end_error(|_, tables| floats(tables, 0, 1, 59));
+    assert!(matches!(error, Error::ShapeMismatch { what: What::VectorLength, expected: 60, found: 59, .. }));
+    for (rows, cols) in [(7, 2), (8, 3)] {
+        let error = front_end_error(|_, tables| floats(tables, 1, rows, cols));
+        assert!(matches!(error, Error::ShapeMismatch { what: What::MelBands, .. }), "{error}");
+    }
+    let error = front_end_error(|_, tables| floats(tables, 3, 9, 5));
+    assert!(matches!(error, Error::ShapeMismatch { what: What::DctColumns, expected: 4, found: 5, .. }));
+    // First bin and number of bins of a band, whole, within the spectrum; with a weight each.
+    for (at, value) in [(0, 1.5), (1, -1.0), (14, 217.0), (15, 41.0), (15, 1e9)] {
+        let error = front_end_error(|_, tables| {
+            let Tensor::Floats { data, .. } = &mut tables[1] else { unreachable!() };
+            data[at] = value;
+        });
+        assert!(matches!(error, Error::OutOfRange { what: What::MelBand, .. }), "{at}, {value}: {error}");
+    }
+    let error = front_end_error(|_, tables| floats(tables, 2, 1, 7));
+    assert!(matches!(error, Error::ShapeMismatch { what: What::MelWeights, expected: 146, found: 7, .. }));
 }
 
 #[test]

@@ -228,7 +228,7 @@ impl Model {
     /// Width of the feature rows that the network reads; 0 if it reads token ids.
     pub fn input_width(&self) -> usize {
         match self.ops.first() {
-            Some(Op::Features { width }) => *width as usize,
+            Some(Op::Features { .. } | Op::Mfcc { .. }) => self.width(0),
             _ => 0,
         }
     }
@@ -418,10 +418,12 @@ impl Model {
                 let count = ids.len();
                 ops::embedding(self.tensor(table), &Tensor::from_vec(ids, count, &self.device)?)?
             }
-            Op::Features { width } => {
+            // Of samples, the device's code has made rows already: see `crate::features`.
+            Op::Features { .. } | Op::Mfcc { .. } => {
                 let values: Vec<f32> = batches.iter().flat_map(|batch| batch.values()).copied().collect();
-                let rows = values.len() / width as usize;
-                Tensor::from_vec(values, (rows, width as usize), &self.device)?.to_dtype(self.dtype)?
+                let width = self.width(0);
+                let rows = values.len() / width;
+                Tensor::from_vec(values, (rows, width), &self.device)?.to_dtype(self.dtype)?
             }
             Op::Linear { input, weight, bias } => {
                 let (x, w) = (pass.get(input)?, self.tensor(weight));
@@ -545,7 +547,9 @@ impl Model {
         }
         let (found, width) = match (input, self.ops.first()) {
             (Input::Tokens(ids), Some(Op::Embedding { .. })) => (ids.len(), 1),
-            (Input::Features(values), Some(Op::Features { width })) => (values.len(), *width as usize),
+            (Input::Features(values), Some(Op::Features { .. } | Op::Mfcc { .. })) => {
+                (values.len(), self.width(0))
+            }
             _ => return Err(self.wrong_input(batch)),
         };
         let expected = sequences * rows * width;
@@ -561,9 +565,9 @@ impl Model {
     }
 
     fn wrong_input(&self, batch: &Batch) -> Error {
-        let expected = match self.ops.first() {
-            Some(Op::Features { width }) => format!("features of width {width}"),
-            _ => "token ids".into(),
+        let expected = match self.input_width() {
+            0 => "token ids".into(),
+            width => format!("features of width {width}"),
         };
         let found = match batch.input {
             Input::Tokens(_) => "token ids".into(),

@@ -26,6 +26,8 @@ pub enum Input<'a> {
     Tokens(&'a [u16]),
     /// Feature rows `[rows, width]`, row-major.
     Features(&'a [f32]),
+    /// Samples of a sound, as the base's front end reads them.
+    Samples(&'a [i16]),
 }
 
 /// How a text is continued.
@@ -342,6 +344,7 @@ pub fn run<'e>(engine: &'e mut Engine<'_>, input: Input<'_>) -> Result<&'e [f32]
     Ok(match input {
         Input::Tokens(tokens) => engine.run_tokens(tokens)?,
         Input::Features(features) => engine.run_features(features)?,
+        Input::Samples(samples) => engine.run_samples(samples)?,
     })
 }
 

@@ -82,6 +82,27 @@ impl Running {
     }
 }
 
+/// From samples to answer on the device, features included; the host's own features for the comparison.
+#[test]
+fn a_recording_has_the_same_bits_on_host_and_cortex_m4() {
+    let mut running = boot("kwt1", "bits-recording");
+    let samples = rankpatch::data::audio::samples(&path("tests/data/kwt1-golden/yes.wav"), 16_000).unwrap();
+    let heard = running.device.run_samples(&samples).unwrap();
+    assert_eq!(heard.argmax, 2, "yes");
+    let rows = {
+        let base = running.simulator.base().unwrap();
+        rankpatch::features::rows(&base.front_end().unwrap(), &samples)
+    };
+    let host = running.simulator.outputs(&[Input::Samples(&samples)]).unwrap().remove(0);
+    let given = running.device.run_features(&rows, 98).unwrap();
+    assert!(heard.values == host && given.values == host, "host and device differ");
+    // Half a clip behind a whole one: nothing of it is left.
+    let half = running.device.run_samples(&samples[..8000]).unwrap();
+    let expected = running.simulator.outputs(&[Input::Samples(&samples[..8000])]).unwrap().remove(0);
+    assert!(half.values == expected && half.values != host, "a shorter clip differs");
+    running.qemu.stop();
+}
+
 #[test]
 fn host_and_cortex_m4_have_the_same_bits() {
     for base in BASES {

@@ -7,6 +7,7 @@ use rankpatch_runtime::kernels::sweep::{
 };
 use rankpatch_runtime::kernels::{self, Layout, Packed, PackedPair};
 
+use crate::front_end;
 use crate::machine::{exit, instructions_since, miscounted, now, say, start_counter};
 
 /// Codes that stand for weights, in flash as a base is.
@@ -48,7 +49,14 @@ pub(crate) extern "C" fn run() -> ! {
     if wrong != 0 || swept.mismatches != 0 || swept.cases == 0 {
         exit(1);
     }
+    let agrees = front_end::agrees();
+    say!("front end {}", if agrees { "as on the host" } else { "unlike the host" });
+    if !agrees {
+        exit(1);
+    }
     measure();
+    // Frames of 480 samples, 40 coefficients; 98 of them are a second.
+    report("front_end", (480, 40), 0, 1, front_end::frame_instructions(count));
     say!("done");
     exit(0)
 }
@@ -78,7 +86,7 @@ fn count(f: &mut dyn FnMut()) -> u32 {
 
 fn report(name: &str, (rows, cols): (usize, usize), rank: usize, tokens: usize, instructions: u32) {
     let macs = match (name, rank) {
-        ("quantize" | "pack" | "components", _) => 0,
+        ("quantize" | "pack" | "components" | "front_end", _) => 0,
         ("products" | "streamed", rank) => rank * (rows + cols),
         _ => rows * cols * tokens,
     };

@@ -5,6 +5,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+mod front_end;
+#[cfg(target_os = "none")]
 mod kernels;
 #[cfg(target_os = "none")]
 mod machine;

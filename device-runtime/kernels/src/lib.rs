@@ -1,5 +1,5 @@
 //! Integer kernels: int8 matrix times int8 vector into `i32`, the two halves of a low-rank update, and the quantization
-//! of a vector. Plain functions over slices, without state; they know nothing of graphs, adapters or files.
+//! of a vector; float loops, and the audio front end. Plain functions over slices, without state; they know nothing of graphs, adapters or files.
 //!
 //! Every function here has one result, bit for bit, on every core. `reference.rs` computes it in safe Rust and is what
 //! the host runs, and cores without vector or SMLAD instructions, but for one loop of `thumb.rs` or `riscv.rs`; with the feature
@@ -20,6 +20,7 @@
 pub mod attention;
 mod components;
 pub mod float;
+pub mod front_end;
 mod layout;
 mod quantize;
 #[cfg_attr(

@@ -159,6 +159,16 @@ pub enum Request<'a> {
         /// Whether log frames are wanted.
         on: bool,
     },
+    /// Makes feature rows of samples, i16 little-endian, and stores them. Offset 0 begins a clip; samples that are there already are
+    /// skipped. Answer: [`Response::Done`].
+    Samples {
+        /// Index of the first sample, counted from the beginning of the clip.
+        offset: u32,
+        /// At most [`MAX_DATA_BYTES`], a multiple of 2.
+        data: &'a [u8],
+    },
+    /// Runs the network over the rows that were made of samples. Answer: [`Response::Output`].
+    RunSamples,
 }
 
 /// What is applied.

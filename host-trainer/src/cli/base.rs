@@ -33,6 +33,10 @@ pub(super) struct Build {
     /// Most rows (tokens) of one pass; more make prompts faster and the arena larger
     #[arg(long, default_value_t = DEFAULT_PASS_ROWS, value_parser = clap::value_parser!(u32).range(1..))]
     pass_rows: u32,
+    /// Leave out the audio front end that the model comes with: the device gets feature rows that are made
+    /// elsewhere. The base has another identity then
+    #[arg(long)]
+    no_front_end: bool,
     /// The image to write
     #[arg(short, long, value_name = "BASE.rpb")]
     output: PathBuf,
@@ -79,7 +83,11 @@ struct Built<'a> {
 
 pub(super) fn run(command: &Command, console: &mut Console<'_>) -> Outcome {
     let Command::Build(args) = command;
-    let network = import::load(&args.from)?;
+    let network = if args.no_front_end {
+        import::load_without_front_end(&args.from)?
+    } else {
+        import::load(&args.from)?
+    };
     console.note(&format!("quantizing {} ({} sites)", network.name, network.site_names.len()));
     let image = Image::build(&network, args.target.layout(), args.pass_rows).at(&args.from)?;
     let base = image.base().at(&args.from)?;

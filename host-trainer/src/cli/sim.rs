@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use rankpatch_format::adapter::{Adapter, Head};
 use rankpatch_format::digest::Digest;
-use rankpatch_format::graph::Op;
 use rankpatch_format::link::Mode;
 use serde::Serialize;
 
@@ -14,11 +13,12 @@ use super::features::{Features, Source};
 use crate::Error;
 use crate::base::Image;
 use crate::client::mode_name;
+use crate::data::audio;
 use crate::data::encoder::TextEncoder;
 use crate::sim::{Generated, Input, Sampling, Simulator, run as run_input};
 
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "text", "features"]))]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "text", "features", "audio"]))]
 pub(super) struct Args {
     /// The base image
     #[arg(long, value_name = "BASE.rpb")]
@@ -42,6 +42,10 @@ pub(super) struct Args {
     tokenizer: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
+    /// A recording: a .wav file of one channel with 16 bits a sample, or bare i16 little-endian
+    /// samples; the base makes its features
+    #[arg(long, value_name = "FILE")]
+    audio: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -122,10 +126,14 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     if let Some((features, path)) = features.as_ref().zip(args.source.features.as_ref()) {
         check_shape(features, &simulator).map_err(|failure| failure.at(path))?;
     }
-    let input = match (&tokens, &features) {
-        (Some(tokens), _) => Input::Tokens(tokens),
-        (None, Some(features)) => Input::Features(&features.values),
-        (None, None) => return Err(Failure::usage("expected --prompt, --text or --features, found none")),
+    let samples = args.audio.as_deref().map(|path| recording(&simulator, path)).transpose()?;
+    let input = match (&tokens, &features, &samples) {
+        (Some(tokens), ..) => Input::Tokens(tokens),
+        (None, Some(features), _) => Input::Features(&features.values),
+        (None, None, Some(samples)) => Input::Samples(samples),
+        (None, None, None) => {
+            return Err(Failure::usage("expected --prompt, --text, --features or --audio, found none"));
+        }
     };
     let values = simulator.session(|engine| Ok(run_input(engine, input)?.to_vec()))?;
     let answered = Answered { setup, answer: Answer::new(values, labels(&simulator)?) };
@@ -148,12 +156,22 @@ fn encode(simulator: &Simulator, text: &str, tokenizer: Option<&Path>) -> Outcom
     ids.into_iter().map(id).collect()
 }
 
+/// The samples of a file, at the rate of the base's front end.
+fn recording(simulator: &Simulator, path: &Path) -> Outcome<Vec<i16>> {
+    let base = simulator.base()?;
+    let front_end = base.front_end().ok_or_else(|| {
+        let error = anyhow::anyhow!("expected a base that reads samples, found {}", base.manifest().name);
+        Failure::new(BAD_INPUT, error).hint("build the base without --no-front-end")
+    })?;
+    Ok(audio::samples(path, front_end.sample_rate)?)
+}
+
 /// Refuses features whose stated rows are not as wide as the base reads them.
 fn check_shape(features: &Features, simulator: &Simulator) -> Outcome {
-    let (Op::Features { width }, Some(rows)) = (simulator.base()?.input(), features.rows) else {
+    let (width @ 1.., Some(rows)) = (simulator.base()?.feature_width(), features.rows) else {
         return Ok(());
     };
-    let (expected, found) = (u64::from(width) * u64::from(rows), features.values.len() as u64);
+    let (expected, found) = (width as u64 * u64::from(rows), features.values.len() as u64);
     if expected == found {
         return Ok(());
     }

@@ -400,6 +400,17 @@ impl Fake {
                 self.features.extend(values);
                 self.answer(id, &Response::Done);
             }
+            // Its features are the samples themselves.
+            Request::Samples { offset, data } => {
+                let samples = data.as_chunks().0.iter().map(|bytes| f32::from(i16::from_le_bytes(*bytes)));
+                self.features.truncate(offset as usize);
+                self.features.extend(samples);
+                self.answer(id, &Response::Done);
+            }
+            Request::RunSamples => {
+                self.output = self.features.iter().map(|value| value * 2.0).collect();
+                self.part(id, 0);
+            }
             Request::Run { rows } => {
                 if !self.features.len().is_multiple_of(rows as usize) {
                     return self.refuse(id, ErrorCode::ShapeMismatch, rows, self.features.len() as u32);

@@ -289,6 +289,20 @@ impl<T: Transport> Device<T> {
         self.output(&Request::Run { rows })
     }
 
+    /// Runs the network over the samples of a clip, of which the device makes its features.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Digest`], and as above.
+    pub fn run_samples(&mut self, samples: &[i16]) -> Result<Output> {
+        let mut offset = 0;
+        for group in samples.chunks(MAX_DATA_BYTES / 2) {
+            let data: Vec<u8> = group.iter().flat_map(|sample| sample.to_le_bytes()).collect();
+            self.ask_done("samples", &Request::Samples { offset, data: &data })?;
+            offset += group.len() as u32;
+        }
+        self.output(&Request::RunSamples)
+    }
+
     /// Runs the network over a text.
     ///
     /// # Errors

@@ -77,6 +77,9 @@ fn outputs_longer_than_a_message_are_put_together_and_checked() {
     let output = device.run_features(&features, 98).unwrap();
     let expected: Vec<f32> = features.iter().map(|value| value * 2.0).collect();
     assert_eq!((output.values, output.argmax), (expected, 98 * 40 - 1));
+    let samples: Vec<i16> = (0..1300).map(|at| at * 20 - 9000).collect();
+    let expected: Vec<f32> = samples.iter().map(|sample| f32::from(*sample) * 2.0).collect();
+    assert_eq!(device.run_samples(&samples).unwrap().values, expected);
     let text = "x".repeat(1000);
     assert_eq!(device.run_text(&text).unwrap().values, vec![120.0; 1000]);
     let error = device.run_text(&"x".repeat(1025)).unwrap_err();

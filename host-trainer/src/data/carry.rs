@@ -20,6 +20,8 @@ fn is_carried(take: u32) -> bool {
 
 /// Golden clips that are carried of each label: the first ones.
 const CLIPS_PER_LABEL: usize = 10;
+/// The one of them whose samples are carried as well: somebody says yes.
+const SPOKEN: usize = 23;
 
 fn check(name: &str, expected: &[u8]) {
     let path = carried(name);
@@ -119,6 +121,18 @@ fn golden_clips_are_the_features_of_the_original_samples() {
             logits.extend(fields[2..].iter().map(|logit| logit.parse::<f32>().unwrap()));
         }
     }
+    let yes = pcm[clips[SPOKEN] as usize * 2 * CLIP_SAMPLES..][..2 * CLIP_SAMPLES].as_chunks::<2>().0;
+    let mut wav = std::io::Cursor::new(Vec::new());
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate: 16_000,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut writer = hound::WavWriter::new(&mut wav, spec).unwrap();
+    yes.iter().for_each(|sample| writer.write_sample(i16::from_le_bytes(*sample)).unwrap());
+    writer.finalize().unwrap();
+    check("kwt1-golden/yes.wav", &wav.into_inner());
     let n = clips.len();
     let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
     let tensors = [

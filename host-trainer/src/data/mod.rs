@@ -3,6 +3,7 @@
 //! Loaders know a file's format and the data set's own division. They do not tokenize, batch or compute features.
 
 pub mod arrays;
+pub mod audio;
 #[cfg(test)]
 mod carry;
 pub mod encoder;

@@ -9,8 +9,8 @@ use rankpatch_format::write::Network;
 use super::Model;
 use crate::Result;
 
-/// The tensors that an operator reads, to be renumbered, and whether each is a weight: rotary frequencies and the scale of
-/// features are constants.
+/// The tensors that an operator reads, to be renumbered, and whether each is a weight: rotary frequencies, the scale of
+/// features and the tables of a front end are constants.
 pub(crate) fn tensors(op: &mut Op) -> Vec<(&mut TensorId, bool)> {
     match op {
         Op::Linear { weight, bias, .. } => {
@@ -25,6 +25,9 @@ pub(crate) fn tensors(op: &mut Op) -> Vec<(&mut TensorId, bool)> {
         | Op::PrependToken { token: weight, .. }
         | Op::Host(HostOp::AppendTable { table: weight, .. }) => vec![(weight, true)],
         Op::Rope { inv_freq: constant, .. } | Op::Scale { weight: constant, .. } => vec![(constant, false)],
+        Op::Mfcc { window, bands, mel, dct, .. } => {
+            [window, bands, mel, dct].into_iter().map(|id| (id, false)).collect()
+        }
         Op::Features { .. }
         | Op::Attention { .. }
         | Op::Silu { .. }

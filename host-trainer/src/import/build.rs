@@ -31,6 +31,11 @@ impl Builder {
         (self.ops.len() - 1) as ValueId
     }
 
+    /// Puts another input operator in the place of the first.
+    pub(super) fn replace_input(&mut self, op: Op) {
+        self.ops[0] = op;
+    }
+
     /// Appends a tensor.
     fn tensor(&mut self, name: impl Into<String>, tensor: Tensor) -> TensorId {
         self.tensors.push(tensor);

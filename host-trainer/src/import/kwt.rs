@@ -2,8 +2,8 @@
 //!
 //! Tensors, f32, `[out, in]`: `embed.patch.{weight,bias}`, `embed.class_token`, `embed.position`,
 //! `layers.N.attn.{q,k,v}.weight`, `layers.N.attn.o.{weight,bias}`, `layers.N.ffn.{up,down}.{weight,bias}`,
-//! `layers.N.{norm1,norm2}.{weight,bias}`, `head.{weight,bias}`. Tensors under `frontend.` belong to the feature extraction
-//! and are not read.
+//! `layers.N.{norm1,norm2}.{weight,bias}`, `head.{weight,bias}`. `frontend.{window,mel,dct}`, if they are there, become the operator that
+//! makes the frames from samples.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,11 +13,14 @@ use rankpatch_format::write::Network;
 use safetensors::{Dtype, SafeTensors};
 
 use super::build::{Builder, Frame};
+use super::front_end::{self, Sampling};
 use crate::{Error, Result};
 
 /// Size of an attention head in every KWT (they differ in the number of heads).
 const HEAD_SIZE: usize = 64;
 const LAYER_NORM_EPS: f32 = 1e-6;
+/// The front end of every KWT, which its file does not state: samples a second, and from one frame to the next.
+const SAMPLING: Sampling = Sampling { rate: 16_000, hop: 160 };
 /// The file beside the model that names the outputs, one a line.
 const LABELS: &str = "labels.txt";
 
@@ -37,8 +40,8 @@ fn input_scale(column: usize) -> f32 {
 }
 
 /// A checked view of the file that remembers what was read.
-struct Tensors<'a> {
-    path: &'a Path,
+pub(super) struct Tensors<'a> {
+    pub(super) path: &'a Path,
     file: SafeTensors<'a>,
     read: BTreeSet<String>,
 }
@@ -55,12 +58,26 @@ impl Tensors<'_> {
         Ok(found.shape().to_vec())
     }
 
+    /// Whether the file has a tensor.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_ok()
+    }
+
     /// The shape of a matrix of any size, named in errors as `expected`.
-    fn matrix_shape(&self, name: &str, expected: [usize; 2]) -> Result<[usize; 2]> {
+    pub(super) fn matrix_shape(&self, name: &str, expected: [usize; 2]) -> Result<[usize; 2]> {
         let found = self.shape(name, &expected)?;
         match found.as_slice() {
             &[rows, cols] if rows > 0 && cols > 0 => Ok([rows, cols]),
             _ => Err(self.wrong_shape(name, &expected, found)),
+        }
+    }
+
+    /// The length of a vector of any length, named in errors as `expected`.
+    pub(super) fn vector_len(&self, name: &str, expected: usize) -> Result<usize> {
+        let found = self.shape(name, &[expected])?;
+        match found.as_slice() {
+            &[len] if len > 0 => Ok(len),
+            _ => Err(self.wrong_shape(name, &[expected], found)),
         }
     }
 
@@ -70,7 +87,7 @@ impl Tensors<'_> {
     }
 
     /// The numbers of a tensor of exactly this shape.
-    fn take(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+    pub(super) fn take(&mut self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
         let found = self.shape(name, expected)?;
         if found != expected {
             return Err(self.wrong_shape(name, expected, found));
@@ -119,7 +136,7 @@ pub(super) fn summary(names: &[&str]) -> String {
     }
 }
 
-/// Loads a model; `labels.txt` beside it names the outputs.
+/// Loads a model; `labels.txt` beside it names the outputs. Without `front_end`, or if the file has none, the network reads frames.
 ///
 /// Sites: `embed.patch`, `layers.N.attn.q|k|v|o`, `layers.N.ffn.up|down`, `head`. A task head reads the class token's row
 /// after the last layer.
@@ -128,7 +145,7 @@ pub(super) fn summary(names: &[&str]) -> String {
 /// [`Error::Io`], [`Error::UnknownFile`] if it is no safetensors file, [`Error::MissingTensor`], [`Error::TensorShape`],
 /// [`Error::TensorType`] with the tensor's name, [`Error::Field`] for tensors of another architecture or if the labels are
 /// not as many as the outputs.
-pub fn load(path: &Path) -> Result<Network> {
+pub fn load(path: &Path, front_end: bool) -> Result<Network> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|source| not_safetensors(path, &source))?;
     let mut file = Tensors { path, file, read: BTreeSet::new() };
@@ -188,6 +205,11 @@ pub fn load(path: &Path) -> Result<Network> {
         x = norm(&mut net, &mut file, &name("norm2"), x, dim)?;
     }
     let output = linear(&mut net, &mut file, "head", x, [n_labels, dim], true)?;
+    // Last, so that every other tensor has the same number in a network without.
+    if front_end && file.has(front_end::MEL) {
+        let input = front_end::mfcc(&mut net, &mut file, SAMPLING, n_mfcc)?;
+        net.replace_input(input);
+    }
     file.finish()?;
     net.finish(Frame {
         name: path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()),

@@ -3,6 +3,7 @@
 //! Importers name the sites, and only they know a model's own file format. They do not quantize.
 
 pub(crate) mod build;
+mod front_end;
 pub mod hf;
 pub mod kwt;
 pub mod llama2c;
@@ -25,9 +26,24 @@ use crate::{Error, Result};
 /// | `*.bin` | llama2.c, version 0, with its tokenizer `tok*.bin` beside it |
 /// | `*.safetensors` | KWT, with `labels.txt` beside it |
 ///
+/// A model of sound that comes with the tables of its front end reads samples.
+///
 /// # Errors
 /// [`Error::UnknownFile`] if the path is no such file or a folder with none or several; whatever the importer refuses.
 pub fn load(path: &Path) -> Result<Network> {
+    load_with(path, true)
+}
+
+/// [`load`], but a model of sound reads feature rows that are made elsewhere. The network has another identity: its adapters would not know
+/// which features they get.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_without_front_end(path: &Path) -> Result<Network> {
+    load_with(path, false)
+}
+
+fn load_with(path: &Path, front_end: bool) -> Result<Network> {
     if network::is_folder(path) {
         return network::load(path);
     }
@@ -37,7 +53,7 @@ pub fn load(path: &Path) -> Result<Network> {
     let file = if path.is_dir() { find_in(path)? } else { path.to_path_buf() };
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("bin") => llama2c::load(&file, &llama2c::tokenizer_beside(&file)?),
-        Some("safetensors") => kwt::load(&file),
+        Some("safetensors") => kwt::load(&file, front_end),
         other => Err(Error::UnknownFile {
             path: file.clone(),
             expected: "a model file (.bin of llama2.c, .safetensors of KWT) or a folder with one".into(),

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rankpatch_format::base::Base;
+use rankpatch_format::front_end::FrontEnd;
 use rankpatch_format::graph::Op;
 use rankpatch_format::tokenizer::Tokenizer;
 use rankpatch_format::write::Network;
@@ -18,7 +19,7 @@ use crate::data::arrays::{self, Arrays};
 use crate::data::encoder::TextEncoder;
 use crate::data::{Classes, Labelled, Split, signal, text};
 use crate::executor::Model;
-use crate::features::{Mfcc, mfcc};
+use crate::features;
 use crate::{Error, Result};
 
 /// Seed of the split of data sets that have none of their own, whatever the seed of a run: what is set apart stays apart.
@@ -40,7 +41,7 @@ pub struct TaskData {
 impl TaskData {
     /// Reads a task's data set as `base` takes it: texts as the device's tokenizer splits them (names letter by letter), or that of
     /// the Hugging Face model that the base was imported from,
-    /// recordings as cepstral coefficients, feature arrays as they are.
+    /// recordings as its front end does, feature arrays as they are.
     ///
     /// # Errors
     /// What the loaders refuse: a missing file, a line that does not fit, one class only, nothing to train on.
@@ -80,8 +81,12 @@ impl TaskData {
             DatasetKind::Features | DatasetKind::Speakers if reads_text => {
                 Err(wrong("a base that reads features").into())
             }
-            DatasetKind::Features => features(config),
-            DatasetKind::Speakers => speakers(&config.data),
+            DatasetKind::Features => feature_arrays(config),
+            DatasetKind::Speakers => {
+                let front_end = base.and_then(Base::front_end);
+                let front_end = front_end.ok_or_else(|| wrong("a base that reads samples"))?;
+                speakers(&config.data, &front_end)
+            }
             _ if !reads_text => Err(wrong("a base that reads text").into()),
             DatasetKind::Names => {
                 names(&config.data, &own.ok_or_else(|| wrong("a base with a tokenizer of its own"))?)
@@ -210,7 +215,7 @@ fn intents(folder: &Path, texts: &TextEncoder<'_>, max_length: Option<usize>) ->
 }
 
 /// Feature arrays with their classes.
-fn features(config: &TrainConfig) -> Result<TaskData> {
+fn feature_arrays(config: &TrainConfig) -> Result<TaskData> {
     let Arrays { examples, width } = arrays::load(&config.data)?;
     let split = match &config.test_data {
         None => Split::seeded(examples, config.test_fraction, config.split_seed, |(_, label)| Some(label)),
@@ -232,12 +237,14 @@ fn features(config: &TrainConfig) -> Result<TaskData> {
     Ok(TaskData { train: examples(split.train), test: examples(split.test), labels, width })
 }
 
-fn speakers(folder: &Path) -> Result<TaskData> {
+fn speakers(folder: &Path, front_end: &FrontEnd<'_>) -> Result<TaskData> {
     let Classes { labels, split } = signal::spoken_digits(folder, signal::Target::Speaker)?;
-    let front_end = Mfcc::new();
     let example = |(index, Labelled { input, label }): (usize, &Labelled<signal::Recording>)| {
-        let clip = signal::to_clip(&input.samples, index as u64);
-        Example { sequence: Sequence::Features(front_end.compute(&clip)), target: Target::Class(*label) }
+        let clip = features::to_i16(&signal::to_clip(&input.samples, index as u64));
+        Example {
+            sequence: Sequence::Features(features::rows(front_end, &clip)),
+            target: Target::Class(*label),
+        }
     };
     let examples =
         |recordings: &[Labelled<signal::Recording>]| recordings.par_iter().enumerate().map(example).collect();
@@ -245,7 +252,7 @@ fn speakers(folder: &Path) -> Result<TaskData> {
         train: examples(&split.train),
         test: examples(&split.test),
         labels,
-        width: mfcc::COEFFICIENTS,
+        width: front_end.width(),
     })
 }
 

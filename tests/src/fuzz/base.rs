@@ -2,7 +2,6 @@
 
 use rankpatch_format::base::{Base, HEADER_BYTES};
 use rankpatch_format::fixture::{self, Aligned};
-use rankpatch_format::graph::Op;
 use rankpatch_format::layout::Layout;
 use rankpatch_runtime::{Engine, arena_bytes};
 
@@ -23,6 +22,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("decoder", image(&fixture::decoder(), Layout::RowMajor)),
         ("decoder-dsp", image(&fixture::decoder(), Layout::Dsp4x4)),
         ("encoder", image(&fixture::encoder(), Layout::RowMajor)),
+        ("listener", image(&fixture::listener(), Layout::RowMajor)),
     ]
 }
 
@@ -52,9 +52,15 @@ fn check(image: &[u8]) {
     let mut arena = vec![0_u128; needed.div_ceil(16)];
     let Ok(mut engine) = Engine::new(base, bytemuck::cast_slice_mut(&mut arena), context) else { return };
     let rows = if streaming { 3.min(context) } else { context };
-    if let Op::Features { width } = base.input() {
-        let features = vec![0.5; rows * width as usize];
-        let _ = engine.run_features(&features);
+    let width = base.feature_width();
+    if width > 0 {
+        let _ = engine.run_features(&vec![0.5; rows * width]);
+        if let Some(front_end) = base.front_end() {
+            let samples: Vec<i16> =
+                (0..front_end.frame + front_end.hop + 1).map(|i| (i * i * 7) as i16).collect();
+            let _ = engine.push_samples(&samples[..1]);
+            let _ = engine.run_samples(&samples);
+        }
     } else {
         let last = base.vocab_size().saturating_sub(1).min(u32::from(u16::MAX)) as u16;
         let tokens: Vec<u16> = [0, last, last / 2].into_iter().cycle().take(rows).collect();

@@ -1,12 +1,14 @@
 //! Running the network: over features, over texts, and token by token.
 
 use rankpatch_format::digest::Digest;
-use rankpatch_format::graph::Op;
 use rankpatch_format::link::{ErrorCode, MAX_DATA_BYTES, Response};
 use rankpatch_runtime::Sampler;
 
 use super::{App, Refusal, refuse, send};
 use crate::{Board, Counter};
+
+/// Samples that are decoded at a time, on the stack.
+const PIECE_SAMPLES: usize = 64;
 
 /// A text that is being continued, one token per turn of the application.
 pub(super) struct Generation {
@@ -37,6 +39,37 @@ impl<B: Board> App<B> {
         Ok(Response::Done)
     }
 
+    /// Makes feature rows of samples and stores them with those that the host sends.
+    pub(super) fn store_samples(&mut self, offset: usize, data: &[u8]) -> Result<Response<'static>, Refusal> {
+        let (samples, rest) = data.as_chunks::<2>();
+        // A network that streams would run at once: its features are not asked for.
+        if self.base.front_end().is_none() || self.base.streaming() || !rest.is_empty() {
+            return Err(refuse(ErrorCode::WrongInput, self.base.feature_width(), data.len()));
+        }
+        let start = self.counter.ticks();
+        if offset == 0 {
+            self.engine.reset();
+            self.clip_rows = 0;
+        }
+        // A request that comes twice adds nothing the second time.
+        let expected = self.engine.heard();
+        let new = expected.checked_sub(offset).ok_or(refuse(ErrorCode::Incomplete, expected, offset))?;
+        let mut piece = [0; PIECE_SAMPLES];
+        for samples in samples.get(new..).unwrap_or(&[]).chunks(PIECE_SAMPLES) {
+            for (to, bytes) in piece.iter_mut().zip(samples) {
+                *to = i16::from_le_bytes(*bytes);
+            }
+            self.engine.push_samples(piece.get(..samples.len()).unwrap_or(&[]))?;
+        }
+        let rows = self.engine.pushed_features();
+        let stored = self.clip_rows * self.base.feature_width();
+        let target = self.features.get_mut(stored..rows.len()).unwrap_or(&mut []);
+        target.iter_mut().zip(rows.get(stored..).unwrap_or(&[])).for_each(|(to, from)| *to = *from);
+        self.clip_rows = rows.len().checked_div(self.base.feature_width()).unwrap_or(0);
+        self.timed(0, start);
+        Ok(Response::Done)
+    }
+
     pub(super) fn timed(&mut self, rows: usize, start: u64) -> u64 {
         let ticks = self.counter.ticks() - start;
         self.rows += rows as u64;
@@ -45,10 +78,7 @@ impl<B: Board> App<B> {
     }
 
     pub(super) fn run_features(&mut self, rows: usize) -> Result<u64, Refusal> {
-        let width = match self.base.input() {
-            Op::Features { width } => width as usize,
-            _ => 0,
-        };
+        let width = self.base.feature_width();
         let room = self.features.len();
         let features = self.features.get(..rows.saturating_mul(width)).ok_or(refuse(
             ErrorCode::SequenceTooLong,

@@ -10,7 +10,6 @@ mod firmware;
 mod life;
 
 use rankpatch_format::base::{ALIGN, Base};
-use rankpatch_format::graph::Op;
 use rankpatch_format::link::{
     self, Active, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, Mode, Request, Response, Status, UNASKED,
     frame_bytes,
@@ -211,10 +210,10 @@ impl Needs {
     /// `None` if they are more than an address can count.
     fn new<B: Board>(base: &Base<'_>) -> Option<Self> {
         let context = context::<B>(base);
-        let (width, tokens) = match base.input() {
-            Op::Features { width } => (width as usize, 0),
+        let (width, tokens) = match base.feature_width() {
             // A text has more characters than tokens before its pairs are merged.
-            _ => (0, context.saturating_mul(4).saturating_add(2).min(MAX_TOKENS)),
+            0 => (0, context.saturating_mul(4).saturating_add(2).min(MAX_TOKENS)),
+            width => (width, 0),
         };
         let more_outputs = B::HEAD_OUTPUTS.saturating_sub(MIN_HEAD_OUTPUTS);
         let engine_bytes = arena_bytes(base, context).checked_add(4 * more_outputs)?;
@@ -234,6 +233,8 @@ struct App<B: Board> {
     stack: B::Stack,
     /// Feature rows as the host sends them, `[max_rows, width]`.
     features: &'static mut [f32],
+    /// Rows of them that were made of samples.
+    clip_rows: usize,
     /// Ids of a text.
     tokens: &'static mut [u16],
     /// Memory for merged weights, while no adapter is merged.
@@ -294,6 +295,7 @@ impl<B: Board> App<B> {
             counter,
             stack,
             features,
+            clip_rows: 0,
             tokens: bytemuck::try_cast_slice_mut(token_bytes).ok()?,
             merge_bytes: merge.len(),
             merge: Some(merge),
@@ -336,6 +338,9 @@ impl<B: Board> App<B> {
             Request::Output { offset } => self.send_output(link, id, offset as usize, 0),
             Request::Run { rows } => {
                 self.run_features(rows as usize).and_then(|ticks| self.send_output(link, id, 0, ticks))
+            }
+            Request::RunSamples => {
+                self.run_features(self.clip_rows).and_then(|ticks| self.send_output(link, id, 0, ticks))
             }
             Request::RunText { text } => {
                 self.run_text(text).and_then(|ticks| self.send_output(link, id, 0, ticks))
@@ -408,6 +413,7 @@ impl<B: Board> App<B> {
                 Ok(Response::Tested { digest, ticks: self.counter.ticks() - start })
             }
             Request::Features { offset, data } => self.store_features(offset as usize, data),
+            Request::Samples { offset, data } => self.store_samples(offset as usize, data),
             Request::Statistics => Ok(Response::Statistics {
                 frames: self.frames,
                 bad_frames: self.bad_frames,

@@ -20,6 +20,7 @@ use crate::client::lossy::{Faults, Lossy};
 use crate::client::{
     Activated, Address, ClientError, Device, Generated, Options, Output, Sampling, Transport, mode_name,
 };
+use crate::data::audio;
 use text::{info_text, slots_text, statistics_text, status_text};
 
 /// The device behind an open port.
@@ -85,14 +86,21 @@ enum Verb {
     Log(log::Args),
     /// Runs the self-test of the adapter that is applied
     Selftest,
-    /// Runs the network over a text or features
-    #[command(group = clap::ArgGroup::new("input").required(true).args(["text", "features"]))]
+    /// Runs the network over a text, features or a recording
+    #[command(group = clap::ArgGroup::new("input").required(true).args(["text", "features", "audio"]))]
     Run {
         /// A text
         #[arg(long)]
         text: Option<String>,
         #[command(flatten)]
         source: Source,
+        /// A recording, of which the device makes its features: a .wav file of one channel with 16 bits a
+        /// sample, or bare i16 little-endian samples
+        #[arg(long, value_name = "FILE")]
+        audio: Option<PathBuf>,
+        /// Samples a second that the recording must have
+        #[arg(long, value_name = "HZ", requires = "audio", default_value_t = 16_000)]
+        rate: u32,
         /// Name the outputs as this adapter or base does
         #[arg(long, value_name = "FILE")]
         labels: Option<PathBuf>,
@@ -184,9 +192,10 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
                 format!("self-test passed: digest {:#018x}, {} ticks\n", tested.digest, grouped(tested.ticks))
             })
         }
-        Verb::Run { text, source, labels } => {
+        Verb::Run { text, source, audio, rate, labels } => {
             let labels = labels.as_ref().map_or(Ok(Vec::new()), |path| labels::read(path))?;
-            self::run_once(args, text.as_deref(), source, labels, console)
+            let samples = audio.as_ref().map(|path| audio::samples(path, *rate)).transpose()?;
+            self::run_once(args, (text.as_deref(), source, samples), labels, console)
         }
         Verb::Generate { prompt, sampling } => generate(args, prompt, *sampling, console),
         Verb::Stats => console.print(format, &connect(args)?.statistics()?, statistics_text),
@@ -309,22 +318,24 @@ struct RunAnswer {
 
 fn run_once(
     args: &Args,
-    text: Option<&str>,
-    source: &Source,
+    (text, source, samples): (Option<&str>, &Source, Option<Vec<i16>>),
     labels: Vec<String>,
     console: &mut Console<'_>,
 ) -> Outcome {
     let features = source.read()?;
     let mut device = connect(args)?;
-    let Output { values, ticks, .. } = match (text, features) {
-        (Some(text), _) => device.run_text(text)?,
-        (None, Some(features)) => {
+    let Output { values, ticks, .. } = match (text, features, samples) {
+        (Some(text), ..) => device.run_text(text)?,
+        (None, None, Some(samples)) => device.run_samples(&samples)?,
+        (None, Some(features), _) => {
             let rows = features.rows.ok_or_else(|| {
                 Failure::usage("the file does not state its shape: expected --rows, found none")
             })?;
             device.run_features(&features.values, rows)?
         }
-        (None, None) => return Err(Failure::usage("expected --text or --features, found none")),
+        (None, None, None) => {
+            return Err(Failure::usage("expected --text, --features or --audio, found none"));
+        }
     };
     if !labels.is_empty() && labels.len() != values.len() {
         let (expected, found) = (values.len(), labels.len());

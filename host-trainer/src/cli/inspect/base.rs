@@ -41,6 +41,7 @@ struct Arena {
     kernels: usize,
     scores: usize,
     kv_cache: usize,
+    samples: usize,
     head: usize,
     total: usize,
 }
@@ -91,9 +92,13 @@ pub(super) fn report(path: &Path, image: &Image, base: &Base<'_>) -> Report {
         crc32: format!("{:#010x}", u32::from_le_bytes([c0, c1, c2, c3])),
         file_bytes: image.bytes().len(),
         layout: layouts.join(", "),
-        input: match base.input() {
-            rankpatch_format::graph::Op::Features { width } => format!("feature rows of width {width}"),
-            _ => format!("tokens of a vocabulary of {}", base.vocab_size()),
+        input: match (base.front_end(), base.feature_width()) {
+            (Some(front_end), width) => format!(
+                "samples at {} Hz, {} a frame every {}; feature rows of width {width}",
+                front_end.sample_rate, front_end.frame, front_end.hop
+            ),
+            (None, 0) => format!("tokens of a vocabulary of {}", base.vocab_size()),
+            (None, width) => format!("feature rows of width {width}"),
         },
         max_rows: manifest.max_rows,
         pass_rows: manifest.pass_rows,
@@ -116,6 +121,7 @@ pub(super) fn report(path: &Path, image: &Image, base: &Base<'_>) -> Report {
             kernels: arena.kernels,
             scores: arena.scores,
             kv_cache: arena.kv_cache,
+            samples: arena.samples,
             head: arena.head,
             total: arena.total(),
         },
@@ -141,7 +147,7 @@ pub(super) fn text(report: &Report) -> String {
     } else {
         format!("at most {}, {} in a pass", report.max_rows, report.pass_rows)
     };
-    let Arena { values, codes, kernels, scores, kv_cache, head, total } = report.arena;
+    let Arena { values, codes, kernels, scores, kv_cache, samples, head, total } = report.arena;
     let mut text = fields(&[
         ("base", format!("{}, {}", report.name, version_text())),
         ("id", report.identity.text()),
@@ -154,7 +160,7 @@ pub(super) fn text(report: &Report) -> String {
         (
             "arena",
             format!(
-                "{} bytes for {} rows: values {}, codes {}, kernels {}, scores {}, keys and values {}, head {}",
+                "{} bytes for {} rows: values {}, codes {}, kernels {}, scores {}, keys and values {}, samples {}, head {}",
                 grouped(total),
                 report.max_rows,
                 grouped(values),
@@ -162,6 +168,7 @@ pub(super) fn text(report: &Report) -> String {
                 grouped(kernels),
                 grouped(scores),
                 grouped(kv_cache),
+                grouped(samples),
                 grouped(head)
             ),
         ),

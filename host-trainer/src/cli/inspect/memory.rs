@@ -73,7 +73,7 @@ pub(super) fn report(
     let longest = base.manifest().max_rows as usize;
     let context = context.unwrap_or(longest).clamp(1, longest);
     let arena = arena_layout(base, context);
-    let ArenaLayout { values, codes, kernels, scores, kv_cache, head } = arena;
+    let ArenaLayout { values, codes, kernels, scores, kv_cache, samples, head } = arena;
     let region = |name, bytes, what| Region { name, bytes, what };
     // Sizes are rounded up and keys lie in pairs: the mean over many rows.
     let longer = arena_layout(base, context + 64);
@@ -89,6 +89,7 @@ pub(super) fn report(
             region("kernels", kernels, "i32 sums of two rows, prepared activations, rank components"),
             region("attention", scores, "codes, scores and weights of one row"),
             region("kv cache", kv_cache, "keys and values of the context, 16 bits each"),
+            region("samples", samples, "the last samples of a sound that comes in pieces, 16 bits each"),
             region("head", head, "pooled features and outputs of a task head"),
         ],
         arena_bytes: arena.total(),

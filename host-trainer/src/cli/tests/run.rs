@@ -1,6 +1,8 @@
 //! `sim`, `train` and `eval`: what runs.
 
 use rankpatch_format::digest::Digest;
+use rankpatch_format::fixture;
+use rankpatch_format::layout::Layout;
 use rankpatch_format::link::Mode;
 use serde_json::Value;
 
@@ -45,6 +47,34 @@ fn sim_continues_a_prompt() {
     };
     assert_eq!(warm(3), warm(3));
     assert_ne!(warm(3), warm(4));
+}
+
+#[test]
+fn sim_runs_recordings() {
+    let fixture = Fixture::new();
+    let network = fixture::listener();
+    fixture.write("listener.rpb", &network.write(Layout::RowMajor, 1).unwrap());
+    let samples: Vec<i16> = (0..300).map(|at| (at * at * 31) as i16).collect();
+    let bytes: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
+    fixture.write("sound.pcm", &bytes);
+    let found = fixture.run("sim --base @listener.rpb --audio @sound.pcm --format json").json();
+    let image = Image::build(&network, Layout::RowMajor, 1).unwrap();
+    let simulator = Simulator::new(image).unwrap();
+    let output = simulator.outputs(&[Input::Samples(&samples)]).unwrap().remove(0);
+    assert_eq!(found["digest"], format!("{:#018x}", Digest::of(&output)));
+    // The same as from the rows that the trainer sees.
+    let base = simulator.base().unwrap();
+    let rows = crate::features::rows(&base.front_end().unwrap(), &samples);
+    assert_eq!(rows.len(), 10 * 9);
+    assert_eq!(simulator.outputs(&[Input::Features(&rows)]).unwrap().remove(0), output);
+
+    let text = fixture.run("inspect @listener.rpb").text();
+    assert!(text.contains("samples at 8000 Hz, 60 a frame every 25; feature rows of width 9"), "{text}");
+    let none = fixture.run("sim --base @encoder.rpb --audio @sound.pcm");
+    none.fails(exit::BAD_INPUT, "expected a base that reads samples, found tiny-encoder");
+    fixture.write("odd.pcm", &bytes[..7]);
+    let odd = fixture.run("sim --base @listener.rpb --audio @odd.pcm");
+    odd.fails(exit::BAD_INPUT, "expected an even number, found 7");
 }
 
 #[test]
