@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::console::{Console, Format, Table, grouped};
 use super::exit::Outcome;
 use crate::report::Summary;
+use crate::train::Method;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -45,6 +46,7 @@ fn text(runs: &[Run]) -> String {
         let shown = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.4}"));
         let bytes = summary.file.as_ref().map_or_else(|| "-".into(), |file| grouped(file.adapter_file_bytes));
         let rank = match summary.ranks() {
+            _ if summary.method == Method::Full => "full".into(),
             (low, high) if low < high => format!("{low}-{high}"),
             (rank, _) => rank.to_string(),
         };

@@ -17,6 +17,7 @@ mod interrupt;
 mod key;
 mod labels;
 mod new;
+mod pretrain;
 mod progress;
 mod sign;
 mod sim;
@@ -47,6 +48,8 @@ enum Command {
     /// Makes base images from published models
     #[command(subcommand)]
     Base(base::Command),
+    /// Trains a small base from scratch
+    Pretrain(pretrain::Args),
     /// Trains an adapter for a task and exports it
     Train(train::Args),
     /// Measures a base or an adapter on a task's test set
@@ -104,6 +107,7 @@ fn execute<I: IntoIterator<Item: Into<OsString> + Clone>>(
     };
     match cli.command {
         Command::Base(command) => base::run(&command, console),
+        Command::Pretrain(args) => pretrain::run(&args, console),
         Command::Train(args) => train::run(&args, console),
         Command::Eval(args) => eval::run(&args, console),
         Command::Compare(args) => compare::run(&args, console),

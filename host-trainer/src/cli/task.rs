@@ -104,6 +104,7 @@ impl Trainable {
 /// Loads a base image, or imports and quantizes a model.
 pub(super) fn load_trainable(path: &Path) -> Outcome<Trainable> {
     let is_image = path.extension().is_some_and(|extension| extension == "rpb");
+    let mut tensor_names = None;
     let image = if is_image {
         Image::read(path)?
     } else {
@@ -112,9 +113,15 @@ pub(super) fn load_trainable(path: &Path) -> Outcome<Trainable> {
             return Ok(Trainable::Host(Box::new(quantize(&network).at(path)?), reason));
         }
         // The layout of the host; adapters do not depend on it.
-        Image::build(&network, Layout::RowMajor, 16).at(path)?
+        let image = Image::build(&network, Layout::RowMajor, 16).at(path)?;
+        tensor_names = Some(network.tensor_names);
+        image
     };
-    let network = Network::read(&image.base().at(path)?);
+    let mut network = Network::read(&image.base().at(path)?);
+    if let Some(names) = tensor_names.filter(|names| names.len() == network.tensors.len()) {
+        // An image has none of its own.
+        network.tensor_names = names;
+    }
     Ok(Trainable::Device(Box::new(LoadedBase { network, image })))
 }
 

@@ -10,6 +10,7 @@ mod keys;
 mod new;
 mod report;
 mod run;
+mod weights;
 
 use std::path::{Path, PathBuf};
 

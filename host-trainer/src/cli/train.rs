@@ -4,8 +4,9 @@ mod finish;
 mod many;
 mod measure;
 mod plan;
+pub(super) mod weights;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::console::{Console, Format};
 use super::exit::{FAILURE, Failure, Outcome};
@@ -20,6 +21,8 @@ use plan::Plan;
 
 /// File of a run that can go on, in the output folder.
 const CHECKPOINT: &str = "checkpoint.safetensors";
+/// Folder of the network of a run that trains it in full, in the output folder.
+const MODEL: &str = "model";
 /// Names the run whose outputs are in the output folder, see [`Learner::identity`]. It is there when all of them are.
 const RUN: &str = "run.sha256";
 /// Lines of the run's events, in the output folder.
@@ -72,15 +75,32 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         let plan = Plan::new(trainer.learner(), &base)?;
         return console.print(args.format, &plan, Plan::text);
     }
+    let history = train(&mut trainer, &out, args.resume, args.progress, console)?;
+    console.note(match &base {
+        Trainable::Device(_) => "measuring with the device's code",
+        Trainable::Host(..) => "measuring in float: devices do not run this base",
+    });
+    let summary = finish(trainer.learner(), trainer.model(), &base, &history, &out)?;
+    console.print(args.format, &summary, |summary| text(summary, &out))
+}
+
+/// Trains to the end, with a log and checkpoints in the output folder.
+pub(super) fn train(
+    trainer: &mut Trainer,
+    out: &Path,
+    resume: bool,
+    progress: Progress,
+    console: &mut Console<'_>,
+) -> Outcome<History> {
     let checkpoint = out.join(CHECKPOINT);
-    if args.resume {
+    if resume {
         trainer.resume(&checkpoint)?;
     }
     trainer.stop_on(interrupt::flag());
     let path = out.join(LOG);
-    let mut log = if args.resume { RunLog::resume(&path, trainer.step()) } else { RunLog::create(&path) }
-        .map_err(failed)?;
-    let ran = trainer.run(&mut (Shown::new(console, args.progress), &mut log), Some(&checkpoint));
+    let mut log =
+        if resume { RunLog::resume(&path, trainer.step()) } else { RunLog::create(&path) }.map_err(failed)?;
+    let ran = trainer.run(&mut (Shown::new(console, progress), &mut log), Some(&checkpoint));
     ran.map_err(|error| {
         let interrupted = matches!(error, crate::Error::Train(TrainError::Interrupted { .. }));
         let failure = Failure::from(error);
@@ -92,13 +112,7 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         }
     })?;
     log.finish().map_err(failed)?;
-    let history = History::read(&path)?;
-    console.note(match &base {
-        Trainable::Device(_) => "measuring with the device's code",
-        Trainable::Host(..) => "measuring in float: devices do not run this base",
-    });
-    let summary = finish(trainer.learner(), trainer.model(), &base, &history, &out)?;
-    console.print(args.format, &summary, text)
+    Ok(History::read(&path)?)
 }
 
 /// A result that cannot be written.

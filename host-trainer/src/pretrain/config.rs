@@ -70,6 +70,10 @@ pub struct Decoder {
     pub vocab_size: usize,
     /// A tokenizer of llama2.c (`tok*.bin`) of so many ids; `None` learns one from the training texts.
     pub tokenizer: Option<PathBuf>,
+    /// Further spellings of every training text, each with this probability that a merge is passed over (BPE-dropout), so that
+    /// the network also knows words in parts.
+    #[serde(default)]
+    pub merge_dropout: Vec<f32>,
     /// Width.
     pub dim: usize,
     /// Width of the feed-forward part.
@@ -160,7 +164,11 @@ impl PretrainConfig {
             decoder.tokenizer = decoder.tokenizer.take().map(|path| folder.join(path));
         }
         let keys = (REQUIRED, REFUSED);
-        let train = TrainConfig::from_table(defaults, &table, origin, folder, overrides, keys)?;
+        let mut train = TrainConfig::from_table(defaults, &table, origin, folder, overrides, keys)?;
+        if matches!(shape, Shape::Decoder(_)) {
+            // It learns texts, of whatever class.
+            train.lora.modules_to_save.clear();
+        }
         Ok(Self { shape, train })
     }
 
@@ -233,6 +241,11 @@ impl Shape {
             && !n_heads.is_multiple_of(*n_kv_heads)
         {
             return bad("n_kv_heads", format!("a divisor of n_heads {n_heads}"), n_kv_heads.to_string());
+        }
+        if let Self::Decoder(Decoder { merge_dropout, .. }) = self
+            && let Some(found) = merge_dropout.iter().find(|part| !(0.0..=1.0).contains(*part))
+        {
+            return bad("merge_dropout", "numbers from 0 to 1".into(), found.to_string());
         }
         if let Self::Decoder(Decoder { vocab_size, .. }) = self
             && *vocab_size < usize::from(FIRST_PIECE)

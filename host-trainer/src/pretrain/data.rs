@@ -6,14 +6,16 @@ use rankpatch_format::layout::Layout;
 use rankpatch_format::write::Network;
 
 use super::config::{Decoder, PretrainConfig, Shape};
+use super::vocabulary::Speller;
 use super::{network, vocabulary};
 use crate::base::Image;
 use crate::data::encoder::TextEncoder;
 use crate::data::records::Record;
 use crate::data::{Split, text};
 use crate::import::llama2c;
+use crate::rng::Rng;
 use crate::train::data::texts;
-use crate::train::{DatasetKind, Sequence, TaskData, TrainConfig, TrainError};
+use crate::train::{DatasetKind, Example, Sequence, Target, TaskData, TrainConfig, TrainError};
 use crate::{Error, Result};
 
 /// The network with its first weights, and the examples as it takes them.
@@ -109,7 +111,26 @@ fn encode(
         expected: "one with a tokenizer".into(),
         found: "one without".into(),
     })?;
-    texts::learned(config, split, &encoder)
+    let mut data = texts::learned(config, split, &encoder)?;
+    if let (Some(vocabulary), [_, ..]) = (&network.vocabulary, &shape.merge_dropout[..]) {
+        if config.packing {
+            let (expected, found) = ("false with merge_dropout".into(), "true".into());
+            return Err(TrainError::BadValue { key: "packing", expected, found }.into());
+        }
+        let speller = Speller::new(vocabulary);
+        for (number, dropout) in shape.merge_dropout.iter().enumerate() {
+            let mut rng = Rng::new(config.seed, &format!("pretrain/spelling/{number}"));
+            for record in &split.train {
+                let Record::Text(text) = record else { continue };
+                let mut ids = speller.spell(text, *dropout, &mut rng);
+                ids.truncate(config.max_length.unwrap_or(longest));
+                // Learned from and never measured: its characters do not count.
+                let target = Target::Next { given: 0, characters: ids.len() - 1 };
+                data.train.push(Example { sequence: Sequence::Tokens(ids), target });
+            }
+        }
+    }
+    Ok(data)
 }
 
 /// The power of two by which each column of features is multiplied, `2^-round(log2(largest) / 2)`: all columns of a row share one

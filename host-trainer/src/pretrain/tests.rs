@@ -4,14 +4,19 @@
 use std::path::Path;
 
 use rankpatch_format::layout::Layout;
+use rankpatch_format::write::Network;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::{PretrainConfig, prepare};
 use crate::base::Image;
+use crate::executor::Model;
 use crate::rng::Rng;
 use crate::sim::Simulator;
-use crate::train::{Event, FullyTrained, Reporter, Trainer, evaluate_float};
+use crate::train::{Event, Example, FullyTrained, Reporter, Sequence, Trainer, evaluate_float};
 use crate::{Result, files, import};
+
+/// Bits per character of the base that is carried, on the requests that are held out, cut to its context.
+const CARRIED: f64 = 1.687;
 
 const DECODER: &str = "name = \"tiny\"\ndataset = \"text\"\ndata = \"texts.txt\"\nbatch_size = 16\nsteps = 60\nlearning_rate = 1e-2\n\
     warmup_steps = 5\nseed = 3\ndevice = \"cpu\"\n[model]\nkind = \"decoder\"\nvocab_size = 270\ndim = 24\nhidden_dim = 40\nn_layers = 2\n\
@@ -173,6 +178,54 @@ fn the_vocabulary_is_learned_from_the_training_texts() {
 }
 
 #[test]
+fn spellings_leave_merges_out() {
+    let folder = folder();
+    let (network, data) = prepare(&config(DECODER, folder.path(), &[]).unwrap()).unwrap();
+    let with = |dropout: &str| {
+        let text = format!("{DECODER}merge_dropout = {dropout}\n");
+        prepare(&config(&text, folder.path(), &[]).unwrap()).unwrap().1
+    };
+    // Without dropout it is the device's own spelling, once more; with all of it every byte is a token.
+    let plain = with("[0.0]");
+    let count = data.train.len();
+    assert_eq!(plain.train.len(), 2 * count);
+    let sequences = |examples: &[Example]| -> Vec<Sequence> {
+        examples.iter().map(|example| example.sequence.clone()).collect()
+    };
+    assert_eq!(sequences(&plain.train[..count]), sequences(&plain.train[count..]));
+    let some = with("[0.3, 1.0]");
+    let length = |part: &[Example]| part.iter().map(|example| example.rows(0)).sum::<usize>();
+    let lengths: Vec<usize> = some.train.chunks(count).map(length).collect();
+    assert!(lengths[0] < lengths[1] && lengths[1] < lengths[2], "{lengths:?}");
+    for example in &some.train[2 * count..] {
+        let Sequence::Tokens(ids) = &example.sequence else { panic!("tokens") };
+        assert!(ids[1..ids.len() - 1].iter().all(|id| *id < 259), "{ids:?}");
+    }
+    assert_eq!(some.test, data.test);
+    assert!(network.vocabulary.is_some());
+}
+
+/// The configuration beside requests33k is of that base's shape and data: it starts where that base did, and the base that is
+/// carried has this loss on what is held out.
+#[test]
+fn the_configuration_of_requests33k_is_that_of_the_carried_base() {
+    let folder = crate::data::test_data::carried("bases/requests33k");
+    let config = PretrainConfig::load(&folder.join("pretrain.toml"), &[]).unwrap();
+    let (network, data) = prepare(&config).unwrap();
+    let carried = import::load(&folder.join("requests33k.bin")).unwrap();
+    assert_eq!((&network.ops, network.max_rows), (&carried.ops, carried.max_rows));
+    assert_eq!(network.vocabulary, carried.vocabulary);
+    assert_eq!((data.train.len(), data.test.len()), (4 * 13_784, 700));
+    let measured = |network: &Network| {
+        let model = Model::new(network, &candle_core::Device::Cpu).unwrap();
+        evaluate_float(&model, None, &data.test).unwrap().value
+    };
+    let (carried, start) = (measured(&carried), measured(&network));
+    assert!((carried - CARRIED).abs() < 3e-3, "bits per character of the carried base: {carried}");
+    assert!(start > 3.0 * carried, "before training: {start}");
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let folder = folder();
     let refused = |text: &str, expected: &str| {
@@ -193,6 +246,7 @@ fn what_does_not_fit_is_refused() {
     );
     refused(&DECODER.replace("vocab_size = 270", "vocab_size = 9"), "vocab_size: expected at least 259");
     refused(&DECODER.replace("vocab_size = 270", "vocab_size = 900"), "pairs that occur twice");
+    refused(&format!("{DECODER}merge_dropout = [1.5]\n"), "merge_dropout: expected numbers from 0 to 1");
     refused(&DECODER.replace("dim = 24", "dim = 0"), "dim: expected 1 to 65535");
     refused(&format!("max_length = 30\n{DECODER}"), "max_length: expected at most 21");
     refused(&format!("{ENCODER}max_rows = 5\n"), "at most max_rows = 5 rows in an example, found 7");

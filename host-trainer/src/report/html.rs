@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::plot::{Curve, Ink, Plot, PlotError, bars, smoothed, thinned};
 use super::{AdapterFile, History, Metrics, Site, Summary};
-use crate::train::{MetricName, TrainConfig};
+use crate::train::{Method, MetricName, TrainConfig};
 use crate::{Error, Result, files};
 
 /// File of the report, in the output folder of a run.
@@ -55,15 +55,15 @@ pub(super) fn page(
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{task} - Rankpatch</title>\n<style>\n{STYLE}{colors}</style>\n</head>\n<body>\n<main>\n\
-         {}{}{}{}{}{}</main>\n</body>\n</html>\n",
+         {}{}{}{}{}</main>\n</body>\n</html>\n",
         head(summary),
         match summary.metric.adapter_device {
+            _ if summary.method == Method::Full => weights(&summary.metric),
             Some(device) => rounding(&summary.metric, device),
             None => in_float(&summary.metric),
         },
         course(summary, history)?,
-        sizes(summary),
-        sites(summary)?,
+        if summary.method == Method::Full { String::new() } else { sizes(summary) + &sites(summary)? },
         configuration(config),
     ))
 }
@@ -77,7 +77,7 @@ fn head(summary: &Summary) -> String {
         (rank, _) => rank.to_string(),
     };
     let (value, how) = metric.result();
-    let cards = [
+    let mut cards = vec![
         (shown(value), format!("{} {how}{base}", title(metric.name))),
         match &summary.file {
             Some(AdapterFile { adapter_file_bytes, payload_bytes, .. }) => {
@@ -89,8 +89,14 @@ fn head(summary: &Summary) -> String {
         (grouped(summary.trained as u64), "numbers trained".into()),
         (grouped(summary.steps), format!("steps in {}", duration(summary.training_seconds))),
     ];
+    let full = summary.method == Method::Full;
+    if full {
+        // Neither a file nor ranks.
+        cards.drain(1..3);
+    }
+    let what = if full { "All weights of" } else { "Adapter for" };
     let mut html = format!(
-        "<h1>{}</h1>\n<p>Adapter for {} ({}), measured on {} examples that training did not see.</p>\n<div class=\"cards\">\n",
+        "<h1>{}</h1>\n<p>{what} {} ({}), measured on {} examples that training did not see.</p>\n<div class=\"cards\">\n",
         escaped(&summary.task),
         escaped(&summary.base),
         escaped(&summary.base_id),
@@ -116,6 +122,24 @@ fn in_float(metric: &Metrics) -> String {
         "<h2>Result</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Measured</th><th>In the trainer</th></tr>\n{rows}</table></div>\n\
          <p>The base has operators that devices do not run. So there is no file for devices and nothing was rounded but the base's \
          weights: the factors are float, in the PEFT folder.</p>\n"
+    )
+}
+
+/// The result of a network that was trained in full.
+fn weights(metric: &Metrics) -> String {
+    let measured = [
+        ("Before", metric.base),
+        ("Trained, in the trainer in float", Some(metric.adapter_float)),
+        ("Trained, in int8 with the device's code", metric.adapter_device),
+    ];
+    let mut rows = String::new();
+    for (what, value) in measured {
+        let Some(value) = value else { continue };
+        let _ =
+            writeln!(rows, "<tr><td class=\"word\">{what}</td><td>{}</td></tr>", shown(metric.name, value));
+    }
+    format!(
+        "<h2>Result</h2>\n<div class=\"table\"><table>\n<tr><th class=\"word\">Measured</th><th>Result</th></tr>\n{rows}</table></div>\n"
     )
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Site;
-use crate::train::{MetricName, number_or_nan};
+use crate::train::{Method, MetricName, number_or_nan};
 use crate::{Error, Result, files};
 
 /// File of the results, in the output folder of a run.
@@ -23,6 +23,9 @@ pub struct Summary {
     pub base: String,
     /// The base.
     pub base_id: String,
+    /// What was trained. With [`Method::Full`] there are no sites, no adapter and no PEFT folder but `model`.
+    #[serde(default)]
+    pub method: Method,
     /// Sites that are adapted.
     pub sites: usize,
     /// Rank of most sites.
@@ -42,9 +45,13 @@ pub struct Summary {
     /// Seconds of training, evaluations included; of all parts of a run that was stopped.
     pub training_seconds: f64,
     /// The PEFT folder.
-    pub peft: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peft: Option<PathBuf>,
     /// Bytes of the files in it.
     pub peft_bytes: usize,
+    /// The folder of the network whose weights were trained, see [`crate::import::network`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
     /// Every site in canonical order.
     pub per_site: Vec<Site>,
 }
@@ -85,7 +92,8 @@ pub struct Metrics {
     pub adapter_float: f64,
     /// Float factors, hardly rounded, with the device's code; `None` where the device has no room for three times the rank.
     pub adapter_float_device: Option<f64>,
-    /// The file, streamed, with the device's code. `None`, and no field, on a base that devices do not run.
+    /// The file, streamed, with the device's code; of a network that was trained in full its int8 image. `None`, and no field, on
+    /// a base that devices do not run.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_number_or_nan")]
     pub adapter_device: Option<f64>,
 }
@@ -161,7 +169,7 @@ impl Summary {
         let text = std::fs::read(&path).map_err(Error::io(&path))?;
         let read = || -> serde_json::Result<Self> {
             let mut summary: Self = serde_json::from_slice(&text)?;
-            if summary.metric.adapter_device.is_some() {
+            if summary.method == Method::Lora && summary.metric.adapter_device.is_some() {
                 summary.file = Some(serde_json::from_slice(&text)?);
             }
             Ok(summary)

@@ -6,7 +6,7 @@ use super::html::page;
 use super::plot::Ink;
 use super::{AdapterFile, AfterTraining, Evaluation, History, Metrics, SUMMARY, Site, Step, Summary};
 use crate::rng::Rng;
-use crate::train::{Metric, MetricName, TrainConfig};
+use crate::train::{Method, Metric, MetricName, TrainConfig};
 
 /// What a name must not be able to do.
 const HOSTILE: &str = "</td><script>alert('1')</script><img src=x onerror=\"a&b\">";
@@ -52,7 +52,9 @@ fn summary(name: &str) -> Summary {
             adapter_device: Some(1.21),
         },
         training_seconds: 71.0,
-        peft: PathBuf::from("peft"),
+        method: Method::Lora,
+        peft: Some(PathBuf::from("peft")),
+        model: None,
         peft_bytes: 2345,
         per_site: (1..3).map(site).collect(),
     }

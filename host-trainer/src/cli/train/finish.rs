@@ -8,11 +8,11 @@ use super::super::console::{fields, grouped};
 use super::super::exit::Outcome;
 use super::super::task::{PEFT, Trainable, digest};
 use super::measure::{measure, measure_in_float};
-use super::{RUN, failed};
+use super::{MODEL, RUN, failed, weights};
 use crate::executor::Model;
 use crate::export::export;
 use crate::report::{AdapterFile, AfterTraining, History, Metrics, REPORT, Summary, sites, write_report};
-use crate::train::Learner;
+use crate::train::{Learner, Method, evaluate_float};
 use crate::{Error, files, peft};
 
 /// Exports the adapter, measures it and writes all that a finished run leaves.
@@ -25,6 +25,15 @@ pub(super) fn finish(
 ) -> Outcome<Summary> {
     let network = base.network();
     let adapter = learner.adapter()?;
+    if learner.config().method == Method::Full {
+        let before = match adapter.head {
+            None => {
+                Some(evaluate_float(&Model::new(network, model.device())?, None, &learner.data().test)?.value)
+            }
+            Some(_) => None,
+        };
+        return weights::finish(learner, model, network, before, history, (&out.join(MODEL), out));
+    }
     let (file_path, peft_path) = (out.join(format!("{}.rpa", adapter.task)), out.join(PEFT));
     let test = &learner.data().test;
     let (file, bytes, metric) = match base {
@@ -56,7 +65,9 @@ pub(super) fn finish(
         file,
         metric,
         training_seconds: history.seconds,
-        peft: peft_path,
+        method: Method::Lora,
+        peft: Some(peft_path),
+        model: None,
         peft_bytes: folder.iter().map(|(_, bytes)| bytes.len()).sum(),
         per_site: sites(&adapter, network)?,
     };
@@ -78,7 +89,10 @@ pub(super) fn finish(
 }
 
 /// What a person reads at the end of a run.
-pub(super) fn text(summary: &Summary) -> String {
+pub(super) fn text(summary: &Summary, out: &Path) -> String {
+    if summary.method == Method::Full {
+        return weights::text(summary, out);
+    }
     let Metrics { name, examples, base, after_training, adapter_float, adapter_device, .. } = &summary.metric;
     let measured: Vec<String> =
         [("base", *base), ("adapter in float", Some(*adapter_float)), ("on the device", *adapter_device)]
@@ -112,7 +126,9 @@ pub(super) fn text(summary: &Summary) -> String {
     }
     lines.push(("trained in", format!("{:.1} s", summary.training_seconds)));
     lines.extend(summary.file.as_ref().map(|file| ("adapter", file.adapter.display().to_string())));
-    lines.push(("PEFT", format!("{}, {} bytes", summary.peft.display(), grouped(summary.peft_bytes))));
-    lines.push(("report", summary.peft.with_file_name(REPORT).display().to_string()));
+    if let Some(peft) = &summary.peft {
+        lines.push(("PEFT", format!("{}, {} bytes", peft.display(), grouped(summary.peft_bytes))));
+        lines.push(("report", peft.with_file_name(REPORT).display().to_string()));
+    }
     fields(&lines)
 }

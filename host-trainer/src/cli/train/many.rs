@@ -17,12 +17,13 @@ use super::super::task::{PEFT, Trainable, load_trainable};
 use super::finish::finish;
 use super::measure::check_room;
 use super::plan::Plan;
-use super::{Args, CHECKPOINT, LOG, RUN, failed};
+use super::{Args, CHECKPOINT, LOG, MODEL, RUN, failed};
 use crate::Error;
 use crate::executor::Model;
 use crate::report::{History, Summary};
 use crate::train::{
-    Event, FrozenBase, Learner, ManyReporter, ManyTrainer, Reporter, RunLog, Shard, TrainConfig, load_tasks,
+    Event, FrozenBase, Learner, ManyReporter, ManyTrainer, Method, Reporter, RunLog, Shard, TrainConfig,
+    load_tasks,
 };
 
 /// What came of a task.
@@ -87,14 +88,16 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         }
         tasks.push(task);
     }
-    let mut by_base: BTreeMap<(PathBuf, String), Vec<usize>> = BTreeMap::new();
+    let mut by_base: BTreeMap<(PathBuf, String, Option<String>), Vec<usize>> = BTreeMap::new();
     for (index, task) in tasks.iter().enumerate() {
         if let Some(config) = &task.config {
             let device = format!("{:?}", config.device);
-            by_base.entry((config.base.clone(), device)).or_default().push(index);
+            // A task that trains its base in full has it for itself.
+            let own = (config.method == Method::Full).then(|| config.task.clone());
+            by_base.entry((config.base.clone(), device, own)).or_default().push(index);
         }
     }
-    for ((base, _), members) in by_base {
+    for ((base, ..), members) in by_base {
         if interrupt::flag().load(std::sync::atomic::Ordering::Relaxed) {
             break;
         }
@@ -220,7 +223,8 @@ fn bind(config: TrainConfig, frozen: &FrozenBase, base: &Trainable) -> Outcome<L
 /// The summary of a task whose folder has all outputs of this very run.
 fn finished(task: &Task, learner: &Learner) -> Option<Box<Summary>> {
     let Task { out, name, .. } = task;
-    if run_in(out).as_deref() != Some(&learner.identity()) || !out.join(PEFT).is_dir() {
+    let folder = if learner.config().method == Method::Full { MODEL } else { PEFT };
+    if run_in(out).as_deref() != Some(&learner.identity()) || !out.join(folder).is_dir() {
         return None;
     }
     let summary = Summary::read(out).ok()?;
@@ -319,9 +323,11 @@ fn text(results: &Results) -> String {
             Result::Trained { task, summary } | Result::Skipped { task, summary } => {
                 let done = if matches!(result, Result::Skipped { .. }) { "was done" } else { "trained" };
                 let (value, how) = summary.metric.result();
-                let path = summary.file.as_ref().map_or(&summary.peft, |file| &file.adapter);
+                let folder = summary.peft.as_ref().or(summary.model.as_ref());
+                let path = summary.file.as_ref().map(|file| &file.adapter).or(folder);
+                let path = path.map_or_else(String::new, |path| path.display().to_string());
                 let name = summary.metric.name;
-                format!("{task}: {done}, {name} {value:.4} {how}, {}\n", path.display())
+                format!("{task}: {done}, {name} {value:.4} {how}, {path}\n")
             }
             Result::Planned { plan, done, .. } => {
                 plan.row(&mut planned, *done);

@@ -72,6 +72,9 @@ pub(super) fn measure_in_float(model: &Model, adapter: &FloatAdapter, test: &[Ex
 pub(super) fn check_room(learner: &Learner, base: &Trainable) -> Outcome {
     // Trimmed ranks are never above what a matrix can have, for which there always is room.
     let (Trainable::Device(base), None) = (base, learner.config().explained_variance) else { return Ok(()) };
+    if learner.sites().is_empty() {
+        return Ok(());
+    }
     let adapter = &learner.adapter()?;
     let file = export(adapter, &base.network, 0, |_| Ok(0))?.file;
     let device = Simulator::new(base.image.clone())?.with_adapter(file, Mode::Streamed)?;

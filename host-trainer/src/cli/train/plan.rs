@@ -57,13 +57,13 @@ impl Plan {
         let adapter = learner.adapter()?;
         let network = base.network();
         let (payload_bytes, adapter_file_bytes) = match base {
-            Trainable::Device(base) => {
+            Trainable::Device(base) if !adapter.sites.is_empty() => {
                 // The self-test's digest has the same length whatever it is.
                 let file = export(&adapter, network, learner.config().sequence, |_| Ok(0))?.file;
                 let payload = Adapter::new(&file, &base.image.base()?)?.payload_bytes();
                 (Some(payload), Some(file.len()))
             }
-            Trainable::Host(..) => (None, None),
+            _ => (None, None),
         };
         let trained = learner.trained();
         let biases = [adapter.biases.len(), adapter.biases.iter().map(|bias| bias.values.len()).sum()];
@@ -155,6 +155,7 @@ impl Plan {
                     (Some(bytes), Some(payload)) => {
                         format!("{} bytes, payload {}", grouped(bytes), grouped(payload))
                     }
+                    _ if self.sites.is_empty() => "none, another base: its weights are trained".into(),
                     _ => "none, a PEFT folder only: devices do not run this base".into(),
                 },
             ),
