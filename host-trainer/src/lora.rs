@@ -99,7 +99,7 @@ pub struct LoraConfig {
     /// Probability that an input of the low-rank path is dropped in training.
     #[doc(alias = "lora_dropout")]
     pub dropout: f64,
-    /// Patterns of the sites to adapt, or [`ALL_LINEAR`].
+    /// Patterns of the sites to adapt, or [`ALL_LINEAR`]. None if only a task head is trained.
     pub target_modules: Vec<String>,
     /// Patterns of sites to leave out.
     pub exclude_modules: Vec<String>,
@@ -207,7 +207,9 @@ impl LoraConfig {
                 scaling: self.scaling(rank, alpha),
             });
         }
-        if bound.is_empty() {
+        // Nothing was asked for: the base stays as it is, and a head is all that is trained.
+        let head_only = self.target_modules.is_empty() && !self.modules_to_save.is_empty();
+        if bound.is_empty() && !head_only {
             return Err(no_site(&self.target_modules.join(", ")));
         }
         Ok(bound)

@@ -9,6 +9,7 @@ mod nightly;
 mod setup;
 mod sizes;
 mod snapshot;
+mod tasks;
 mod test;
 mod tidy;
 
@@ -30,6 +31,8 @@ Tasks:
   bench-train [--json] [--device cuda:N] [--peft PYTHON]
                   step times and memory of the trainer, on the CPU or a GPU; with a Python that has torch, transformers and
                   peft, also of those, in turns
+  tasks [--data FOLDER] [--seeds N] [TASK..]
+                  trains the tasks of host-trainer/tasks/whole whose data are in the folder, and writes one table of them
   golden          writes the golden files of the format anew; review them as a change of the format
   miri            readers and slots under Miri; needs a nightly compiler
   fuzz [TARGET [RUNS]]  libFuzzer on every target of fuzz/, 1,000,000 executions each; needs nightly and cargo-fuzz
@@ -45,6 +48,7 @@ enum Task {
     Demo,
     Bench(Mode),
     BenchTrain(bench_train::Options),
+    Tasks(tasks::Options),
     Golden,
     Miri,
     Fuzz { target: Option<String>, runs: Option<u64> },
@@ -61,6 +65,7 @@ impl Task {
             ["demo"] => Self::Demo,
             ["bench", rest @ ..] => Self::Bench(Mode::parse(rest)?),
             ["bench-train", rest @ ..] => Self::BenchTrain(bench_train::Options::parse(rest)?),
+            ["tasks", rest @ ..] => Self::Tasks(tasks::Options::parse(rest)?),
             ["golden"] => Self::Golden,
             ["miri"] => Self::Miri,
             ["fuzz"] => Self::Fuzz { target: None, runs: None },
@@ -82,6 +87,7 @@ impl Task {
             Self::Demo => demo::run().map(|()| ExitCode::Success),
             Self::Bench(mode) => bench::run(mode).map(|()| ExitCode::Success),
             Self::BenchTrain(ref options) => bench_train::run(options).map(|()| ExitCode::Success),
+            Self::Tasks(ref options) => tasks::run(options).map(|()| ExitCode::Success),
             Self::Golden => golden::run().map(|()| ExitCode::Success),
             Self::Miri => nightly::miri().map(|()| ExitCode::Success),
             Self::Fuzz { ref target, runs } => {

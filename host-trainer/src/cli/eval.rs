@@ -14,7 +14,7 @@ use crate::client::mode_name;
 use crate::executor::Model;
 use crate::lora::FloatAdapter;
 use crate::sim::Simulator;
-use crate::train::{Metric, TaskData, TrainConfig, evaluate_float, open_device};
+use crate::train::{Example, Metric, Target, TaskData, TrainConfig, evaluate_float, open_device};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -30,6 +30,12 @@ pub(super) struct Args {
     /// The data, if not those of the task
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
+    /// The part that is set apart, if not that of the task
+    #[arg(long, value_name = "PATH")]
+    test_data: Option<PathBuf>,
+    /// Measure each class on its own too
+    #[arg(long)]
+    by_class: bool,
     /// What computes: the device's code, by default, or float where devices do not run the base
     #[arg(long, value_enum)]
     on: Option<On>,
@@ -60,8 +66,14 @@ struct Evaluated {
     on: On,
     mode: Option<&'static str>,
     metric: Metric,
+    /// The classes, each with what is told right of its examples.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    classes: Vec<(String, Metric)>,
     seconds: f64,
 }
+
+/// Measures examples with what was asked for.
+type Measure<'a> = &'a dyn Fn(&[Example]) -> crate::Result<Metric>;
 
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     if args.merged && args.on == Some(On::Float) {
@@ -72,7 +84,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let path = |path: &Option<PathBuf>, key: &str| {
         path.as_ref().map(|path| (key.to_owned(), path.display().to_string()))
     };
-    let overrides: Vec<_> = path(&args.base, "base").into_iter().chain(path(&args.data, "data")).collect();
+    let paths = [path(&args.base, "base"), path(&args.data, "data"), path(&args.test_data, "test_data")];
+    let overrides: Vec<_> = paths.into_iter().flatten().collect();
     let config = TrainConfig::load(&args.task, &overrides)?;
     let base = load_trainable(&config.base)?;
     let on = match base {
@@ -82,13 +95,13 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let mode = if args.merged { Mode::Merged } else { Mode::Streamed };
     let path = args.adapter.as_deref();
     let start;
-    let metric = match on {
+    let (metric, classes) = match on {
         On::Float => {
             let adapter = path.map(|path| load_float_adapter(path, &base)).transpose()?;
             let data = data(&config, &base, adapter.as_ref(), console)?;
             start = Instant::now();
             let model = Model::new(base.network(), &open_device(config.device)?)?;
-            evaluate_float(&model, adapter.as_ref(), &data.test)?
+            measure(&data, args.by_class, &|examples| evaluate_float(&model, adapter.as_ref(), examples))?
         }
         On::DeviceCode => {
             let device = base.on_device(&config.base).map_err(|failure| failure.hint(IN_FLOAT))?;
@@ -100,7 +113,7 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
                 Some(adapter) => simulator.with_adapter(adapter.file, mode)?,
                 None => simulator,
             };
-            simulator.evaluate(&data.test)?
+            measure(&data, args.by_class, &|examples| simulator.evaluate(examples))?
         }
     };
     let network = base.network();
@@ -112,9 +125,24 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         on,
         mode: (on == On::DeviceCode && path.is_some()).then(|| mode_name(mode)),
         metric,
+        classes,
         seconds: start.elapsed().as_secs_f64(),
     };
     console.print(args.format, &evaluated, text)
+}
+
+/// Measures the examples that are set apart, all together and, if asked to, those of each class.
+fn measure(data: &TaskData, by_class: bool, with: Measure<'_>) -> Outcome<(Metric, Vec<(String, Metric)>)> {
+    let metric = with(&data.test)?;
+    let mut classes = Vec::new();
+    for (class, name) in data.labels.iter().enumerate().filter(|_| by_class) {
+        let is_of_class = |example: &&Example| example.target == Target::Class(class);
+        let examples: Vec<Example> = data.test.iter().filter(is_of_class).cloned().collect();
+        if !examples.is_empty() {
+            classes.push((name.clone(), with(&examples)?));
+        }
+    }
+    Ok((metric, classes))
 }
 
 /// What can be done about a base without the device's code.
@@ -153,19 +181,23 @@ fn check_head(adapter: Option<&FloatAdapter>, data: &TaskData) -> Outcome {
 }
 
 fn text(evaluated: &Evaluated) -> String {
-    let Evaluated { task, base, adapter, on, mode, metric, seconds, .. } = evaluated;
+    let Evaluated { task, base, adapter, on, mode, metric, classes, seconds, .. } = evaluated;
     let on = match on {
         On::DeviceCode => "the device's code",
         On::Float => "float",
     };
     let adapter = adapter.as_ref().map_or("none, the base alone".into(), |path| path.display().to_string());
     let mode = mode.map_or(String::new(), |mode| format!(", {mode}"));
-    fields(&[
+    let mut lines = vec![
         ("task", task.clone()),
         ("base", base.clone()),
         ("adapter", format!("{adapter}{mode}")),
         (metric.name.as_str(), format!("{:.4}", metric.value)),
         ("examples", metric.examples.to_string()),
         ("measured with", format!("{on}, {seconds:.1} s")),
-    ])
+    ];
+    lines.extend(classes.iter().map(|(name, metric)| {
+        ("class", format!("{name}: {:.4} ({} examples)", metric.value, metric.examples))
+    }));
+    fields(&lines)
 }

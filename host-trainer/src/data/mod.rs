@@ -7,6 +7,7 @@ pub mod audio;
 #[cfg(test)]
 mod carry;
 pub mod encoder;
+pub mod recordings;
 pub mod records;
 pub mod signal;
 #[cfg(test)]
@@ -50,7 +51,7 @@ pub struct Classes<I> {
 
 impl<E> Split<E> {
     /// Refuses a data set with an empty part.
-    fn check(self, path: &Path) -> Result<Self> {
+    pub(crate) fn check(self, path: &Path) -> Result<Self> {
         for (part, examples) in [("training", &self.train), ("test", &self.test)] {
             if examples.is_empty() {
                 return Err(Error::EmptyDataSet { path: path.to_path_buf(), part });

@@ -122,21 +122,20 @@ pub fn mulaw_encode(sample: i16) -> u8 {
 /// Added to a magnitude so that every exponent has the same number of steps.
 const MULAW_BIAS: i16 = 0x84;
 
-/// A recording of 8 kHz as a clip of one second of 16 kHz for a keyword spotter: upsampled, centred (a longer one loses both
-/// ends), with a little noise all over, which `seed` decides.
+/// A recording of 16 kHz as a clip of one second for a keyword spotter: centred (a longer one loses both ends), with a little
+/// noise all over, which `seed` decides.
 pub fn to_clip(samples: &[f32], seed: u64) -> Vec<f32> {
-    let upsampled = upsample(samples);
     let mut rng = Rng::new(seed, "clip noise");
     let mut clip: Vec<f32> = (0..mfcc::CLIP_SAMPLES).map(|_| NOISE * rng.normal()).collect();
-    let excess = upsampled.len().saturating_sub(clip.len());
-    let sound = &upsampled[excess / 2..upsampled.len() - (excess - excess / 2)];
+    let excess = samples.len().saturating_sub(clip.len());
+    let sound = &samples[excess / 2..samples.len() - (excess - excess / 2)];
     let before = (clip.len() - sound.len()) / 2;
     clip[before..].iter_mut().zip(sound).for_each(|(clip, sound)| *clip += sound);
     clip
 }
 
 /// Doubles the sample rate: the samples, and between them values of a windowed sinc over 16 neighbours on each side.
-fn upsample(samples: &[f32]) -> Vec<f32> {
+pub fn upsample(samples: &[f32]) -> Vec<f32> {
     const REACH: usize = 16;
     let tap = |index: usize| {
         // Distance from the middle between two samples, in samples of the input.

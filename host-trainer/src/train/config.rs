@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::TrainError;
+use crate::data::recordings;
 use crate::lora::{HEAD, InitLora, LoraConfig};
 use crate::optim::AdamWConfig;
 use crate::schedule::{Decay, Schedule};
@@ -29,8 +30,12 @@ pub enum DatasetKind {
     Csv,
     /// Plain text, an example a line.
     Text,
+    /// One text from its beginning to its end, which is measured; the network learns to go on. In pieces of whole lines.
+    Document,
     /// Feature arrays with a class each, a safetensors file.
     Features,
+    /// Recordings with a class each, a folder of samples and an index.
+    Recordings,
     /// Person names, one a line; the network learns to write them. Measured in bits per character.
     Names,
     /// Requests with an intent each; a task head tells the intent. Measured in accuracy.
@@ -44,8 +49,8 @@ impl DatasetKind {
     pub fn classifies(self) -> Option<bool> {
         match self {
             Self::Jsonl | Self::Csv => None,
-            Self::Text | Self::Names => Some(false),
-            Self::Features | Self::Intents | Self::Speakers => Some(true),
+            Self::Text | Self::Document | Self::Names => Some(false),
+            Self::Features | Self::Recordings | Self::Intents | Self::Speakers => Some(true),
         }
     }
 }
@@ -124,6 +129,8 @@ pub struct TrainConfig {
     /// `tokenizer.json` of a base without a tokenizer of its own, or the folder of it; `None` looks into the folder that the base
     /// is imported from.
     pub tokenizer: Option<PathBuf>,
+    /// How the index of recordings is read.
+    pub recordings: recordings::Options,
     /// What a task head reads of the feature rows.
     pub pooling: Pooling,
     /// LoRA.
@@ -184,6 +191,7 @@ impl Default for TrainConfig {
             packing: false,
             max_length: None,
             tokenizer: None,
+            recordings: recordings::Options::default(),
             pooling: Pooling::Mean,
             lora: LoraConfig::default(),
             batch_size: 32,
@@ -312,6 +320,21 @@ impl TrainConfig {
         if config.method == Method::Full && config.explained_variance.is_some() {
             let expected = "method = \"lora\" with it (it lowers ranks)";
             return Err(conflict("explained_variance", expected, "method = \"full\"".into()));
+        }
+        if config.lora.target_modules.is_empty() && config.dataset.classifies() == Some(false) {
+            let expected =
+                "patterns of sites (without them only a task head is trained, and the task has none)";
+            return Err(conflict("target_modules", expected, "[]".into()));
+        }
+        if config.dataset == DatasetKind::Document && config.max_length.is_none() {
+            return Err(conflict(
+                "dataset",
+                "max_length, the size of a piece, with \"document\"",
+                "none".into(),
+            ));
+        }
+        if config.packing && config.dataset == DatasetKind::Document {
+            return Err(conflict("packing", "false (a document is one text)", "true".into()));
         }
         if config.packing && config.max_length.is_none() {
             return Err(conflict("packing", "max_length, the size of a window, with it", "none".into()));

@@ -1,5 +1,6 @@
 //! The examples of a task: what the loaders read, as the network takes it.
 
+mod document;
 pub(crate) mod texts;
 
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ use super::batches::{Example, Sequence, Target};
 use super::{DatasetKind, TrainConfig, TrainError};
 use crate::data::arrays::{self, Arrays};
 use crate::data::encoder::TextEncoder;
-use crate::data::{Classes, Labelled, Split, signal, text};
+use crate::data::{Classes, Labelled, Split, recordings, signal, text};
 use crate::executor::Model;
 use crate::features;
 use crate::{Error, Result};
@@ -78,20 +79,27 @@ impl TaskData {
         let own = base.and_then(Base::tokenizer);
         let reads_text = vocab_size > 0;
         match config.dataset {
-            DatasetKind::Features | DatasetKind::Speakers if reads_text => {
+            DatasetKind::Features | DatasetKind::Speakers | DatasetKind::Recordings if reads_text => {
                 Err(wrong("a base that reads features").into())
             }
             DatasetKind::Features => feature_arrays(config),
-            DatasetKind::Speakers => {
+            DatasetKind::Speakers | DatasetKind::Recordings => {
                 let front_end = base.and_then(Base::front_end);
                 let front_end = front_end.ok_or_else(|| wrong("a base that reads samples"))?;
-                speakers(&config.data, &front_end)
+                match config.dataset {
+                    DatasetKind::Recordings => recorded(config, &front_end),
+                    _ => speakers(&config.data, &front_end),
+                }
             }
             _ if !reads_text => Err(wrong("a base that reads text").into()),
             DatasetKind::Names => {
                 names(&config.data, &own.ok_or_else(|| wrong("a base with a tokenizer of its own"))?)
             }
-            DatasetKind::Jsonl | DatasetKind::Csv | DatasetKind::Text | DatasetKind::Intents => {
+            DatasetKind::Jsonl
+            | DatasetKind::Csv
+            | DatasetKind::Text
+            | DatasetKind::Document
+            | DatasetKind::Intents => {
                 let tokenizer = config.tokenizer.as_deref();
                 let (origin, length) = (&config.base, config.max_length);
                 let texts = match base {
@@ -102,6 +110,7 @@ impl TaskData {
                     wrong("a base with a tokenizer, its own or `tokenizer` in the task's file (tokenizer.json of its model)")
                 })?;
                 match config.dataset {
+                    DatasetKind::Document => document::load(config, &texts),
                     DatasetKind::Intents => intents(&config.data, &texts, config.max_length),
                     _ => texts::load(config, &texts),
                 }
@@ -237,10 +246,23 @@ fn feature_arrays(config: &TrainConfig) -> Result<TaskData> {
     Ok(TaskData { train: examples(split.train), test: examples(split.test), labels, width })
 }
 
+/// Recordings with their classes.
+fn recorded(config: &TrainConfig, front_end: &FrontEnd<'_>) -> Result<TaskData> {
+    let (test, apart) = (config.test_data.as_deref(), (config.test_fraction, config.split_seed));
+    let Classes { labels, split } = recordings::load(&config.data, test, &config.recordings, apart)?;
+    let example = |Labelled { input, label }: &Labelled<Vec<f32>>| Example {
+        sequence: Sequence::Features(features::rows(front_end, &features::to_i16(input))),
+        target: Target::Class(*label),
+    };
+    let examples = |clips: &[Labelled<Vec<f32>>]| clips.par_iter().map(example).collect();
+    let width = front_end.width();
+    Ok(TaskData { train: examples(&split.train), test: examples(&split.test), labels, width })
+}
+
 fn speakers(folder: &Path, front_end: &FrontEnd<'_>) -> Result<TaskData> {
     let Classes { labels, split } = signal::spoken_digits(folder, signal::Target::Speaker)?;
     let example = |(index, Labelled { input, label }): (usize, &Labelled<signal::Recording>)| {
-        let clip = features::to_i16(&signal::to_clip(&input.samples, index as u64));
+        let clip = features::to_i16(&signal::to_clip(&signal::upsample(&input.samples), index as u64));
         Example {
             sequence: Sequence::Features(features::rows(front_end, &clip)),
             target: Target::Class(*label),

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::{DeviceKind, Length, TrainConfig, TrainError};
 use crate::Result;
+use crate::data::recordings;
 use crate::lora::{Bias, HEAD, InitLora, is_regex};
 
 /// What a value is set from, and whether it fitted.
@@ -44,7 +45,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "dataset",
         "",
-        "\"jsonl\", \"csv\", \"text\", \"features\", \"names\", \"intents\" or \"speakers\"",
+        "\"jsonl\", \"csv\", \"text\", \"document\", \"features\", \"recordings\", \"names\", \"intents\" or \"speakers\"",
         |c, v| choice(v).map(|kind| c.dataset = kind),
     ),
     key("data", "", "a path", |c, v| path(v).map(|path| c.data = path)),
@@ -57,6 +58,16 @@ pub(super) const KEYS: &[Key] = &[
     key("packing", "", "true or false", |c, v| v.as_bool().map(|yes| c.packing = yes)),
     key("max_length", "max_seq_length", POSITIVE, |c, v| positive(v).map(|n| c.max_length = Some(n))),
     key("tokenizer", "", "a path", |c, v| path(v).map(|path| c.tokenizer = Some(path))),
+    key(
+        "recordings",
+        "",
+        "a table of `sample_rate` (8000 or 16000), `label`, `split` (columns) and `where` (values of columns)",
+        |c, v| {
+            let options: recordings::Options = v.clone().try_into().ok()?;
+            c.recordings = Some(options).filter(|options| [8000, 16_000].contains(&options.sample_rate))?;
+            Some(())
+        },
+    ),
     key("pooling", "", "\"mean\" or \"last\"", |c, v| {
         c.pooling = match v.as_str()? {
             "mean" => Pooling::Mean,
@@ -76,7 +87,7 @@ pub(super) const KEYS: &[Key] = &[
         "target_modules",
         "",
         "a list of names, globs or regular expressions of sites, or \"all-linear\"",
-        |c, v| names(v).filter(|names| !names.is_empty()).map(|names| c.lora.target_modules = names),
+        |c, v| names(v).map(|names| c.lora.target_modules = names),
     ),
     key("exclude_modules", "", NAMES, |c, v| names(v).map(|names| c.lora.exclude_modules = names)),
     key("use_rslora", "", "true or false", |c, v| v.as_bool().map(|yes| c.lora.use_rslora = yes)),

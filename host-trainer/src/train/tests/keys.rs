@@ -5,6 +5,8 @@ use std::path::Path;
 
 use super::tiny::{biased, classes, texts};
 use crate::base::Image;
+use crate::data::recordings;
+use crate::data::test_data::carried;
 use crate::export::export;
 use crate::train::{Event, Reporter, TaskData, TrainConfig, Trainer};
 
@@ -18,6 +20,8 @@ enum Changes {
     Worse,
     /// The examples that are read.
     Data,
+    /// The recordings that are read.
+    Recordings,
     /// What a run reports.
     Events,
     /// Whether checkpoints are written.
@@ -38,6 +42,11 @@ const CASES: &[(&str, &str, Changes)] = &[
     ("packing", "true", Changes::Data),
     ("max_length", "4", Changes::Data),
     ("tokenizer", "nowhere.json", Changes::Refused("expected a base without tokenizer")),
+    (
+        "recordings",
+        "{ label = 'digit', sample_rate = 8000, where = { speaker = ['theo'], take = ['0', '7'] } }",
+        Changes::Recordings,
+    ),
     ("pooling", "last", Changes::Classes),
     ("method", "full", Changes::Texts),
     ("rank", "2", Changes::Texts),
@@ -163,6 +172,11 @@ fn every_key_changes_what_it_says() {
                 }
                 let found = data(&set).unwrap();
                 assert!(found != plain.3, "{key} changes nothing");
+            }
+            Changes::Recordings => {
+                let options = parse(folder, "recordings", set).unwrap().recordings;
+                let found = recordings::load(&carried("fsdd"), None, &options, (0.5, 0)).unwrap();
+                assert_eq!((found.labels.len(), found.split.test.len()), (10, 10), "{key}");
             }
             Changes::Events => assert_eq!((plain.0.2, on_texts(set).unwrap().2), (1, 3), "{key}"),
             Changes::Checkpoints => assert_eq!((plain.0.3, on_texts(set).unwrap().3), (false, true), "{key}"),
