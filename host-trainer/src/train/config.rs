@@ -322,8 +322,7 @@ impl TrainConfig {
             return Err(conflict("explained_variance", expected, "method = \"full\"".into()));
         }
         if config.lora.target_modules.is_empty() && config.dataset.classifies() == Some(false) {
-            let expected =
-                "patterns of sites (without them only a task head is trained, and the task has none)";
+            let expected = "a list of names, globs or regular expressions of sites (without any a head alone is trained, and the task has none)";
             return Err(conflict("target_modules", expected, "[]".into()));
         }
         if config.dataset == DatasetKind::Document && config.max_length.is_none() {
