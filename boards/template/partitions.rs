@@ -26,7 +26,8 @@ pub fn adapters() -> impl Iterator<Item = &'static [u8]> {
         panic!("expected a partition of 7 slots and 8 pages, found another");
     };
     let files: [Option<&'static [u8]>; MAX_SLOTS] = core::array::from_fn(|slot| {
-        slots.state().is_installed(slot).then(|| slots.flash_mut().0.pin(slot)?.get(FILE_OFFSET..))?
+        let len = slots.file(slot).ok()?.len();
+        slots.flash_mut().0.pin(slot)?.get(FILE_OFFSET..FILE_OFFSET + len)
     });
     files.into_iter().flatten()
 }

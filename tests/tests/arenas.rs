@@ -29,3 +29,19 @@ fn arenas_have_exactly_these_sizes() {
         assert_eq!(arena_bytes(&base, context), found.total());
     }
 }
+
+/// What the application takes of the arena beside the engine: outputs of a large head, and rows of features.
+#[test]
+fn kits_have_room_for_the_bases_that_they_are_made_for() {
+    const MORE_OUTPUTS: usize = 4 * (256 - rankpatch_runtime::MIN_HEAD_OUTPUTS);
+    let made_for = [("nrf52840-dk", "kwt1", 98, 4 * 98 * 40), ("rp-pico2", "stories260k", 512, 4 * 1024)];
+    let kits = xtask::kit::Kit::all().unwrap();
+    for (name, model, context, input) in made_for {
+        let kit = kits.iter().find(|kit| kit.name == name).unwrap();
+        let image = image(model, Layout::Dsp4x4);
+        let needed = arena_bytes(&image.base().unwrap(), context) + MORE_OUTPUTS + input;
+        println!("{name}: {model} takes {} bytes, and {needed} of the arena", image.bytes().len());
+        assert!(image.bytes().len() as u64 <= kit.base.length, "{name}: {} bytes", image.bytes().len());
+        assert!(needed as u64 <= kit.arena_bytes, "{name}: {needed} bytes");
+    }
+}

@@ -23,6 +23,8 @@ pub struct Kit {
     pub slot_bytes: u64,
     /// Bytes per erase page.
     pub page_bytes: u64,
+    /// Bytes of the arena.
+    pub arena_bytes: u64,
 }
 
 impl Kit {
@@ -50,6 +52,7 @@ impl Kit {
             slots: board::region(table, "slots")?,
             slot_bytes: board::number(&table["slots"], "slot")?,
             page_bytes: board::number(&table["slots"], "page")?,
+            arena_bytes: board::number(&table["arena"], "length")?,
         })
     }
 }

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use rankpatch_format::adapter::{Adapter, Head};
 use rankpatch_format::base::Base;
 use rankpatch_format::digest::{Digest, XorShift32};
-use rankpatch_format::graph::Op;
 use rankpatch_format::link::Mode;
 
 use crate::base::Image;
@@ -116,19 +115,20 @@ pub enum Question {
 }
 
 impl Question {
-    /// A question for a base that is given none: a text, or rows of pseudo-random numbers as self-tests use them.
+    /// A question for a base that is given none: a text, or rows of pseudo-random numbers as self-tests use them, also for a base that
+    /// makes its rows of samples.
     ///
     /// # Errors
     /// [`ScaffoldError::Question`] if the base reads token ids and has no tokenizer.
     pub fn usual(base: &Base<'_>, text: &str) -> Result<Self, ScaffoldError> {
-        match base.input() {
-            Op::Features { width } => {
-                let (mut random, rows) = (XorShift32::new(1), base.manifest().max_rows);
+        match base.feature_width() {
+            0 if base.tokenizer().is_some() => Ok(Self::Text(text.into())),
+            0 => Err(ScaffoldError::Question { base: base.manifest().name.into() }),
+            width => {
+                let (mut random, rows) = (XorShift32::new(1), base.manifest().max_rows as usize);
                 let values = (0..width * rows).map(|_| random.feature()).collect();
                 Ok(Self::Features(values, "Pseudo-random numbers that stand for a recording".into()))
             }
-            _ if base.tokenizer().is_some() => Ok(Self::Text(text.into())),
-            _ => Err(ScaffoldError::Question { base: base.manifest().name.into() }),
         }
     }
 }
