@@ -207,8 +207,8 @@ pub struct Adapter<'a> {
     header: Header,
     body: Body<'a>,
     file_bytes: usize,
+    /// Biases first.
     payload: &'a [u8],
-    biases: Biases<'a>,
     head: Option<Head<'a>>,
     n_patches: u16,
     max_rank: (u16, u16),
@@ -225,7 +225,7 @@ impl<'a> Adapter<'a> {
     /// # Errors
     /// An [`Error`] that names the first thing found wrong.
     pub fn new(file: &'a [u8], base: &Base<'_>) -> Result<Self> {
-        let Preview { header, body, file, payload } = Preview::new(file)?;
+        let Preview { header, body, file, payload: whole } = Preview::new(file)?;
         if header.base_id != base.id() {
             return Err(Error::WrongBase { expected: base.id(), found: header.base_id });
         }
@@ -259,7 +259,7 @@ impl<'a> Adapter<'a> {
             n_patches += 1;
             max_rank = max_rank.max((rank, found));
         }
-        let (biases, payload) = Biases::check(body.method, payload, base)?;
+        let (biases, payload) = Biases::check(body.method, whole, base)?;
         let features = base.value(base.manifest().features);
         let width = features.width as usize;
         let head_bytes = match body.head {
@@ -295,7 +295,7 @@ impl<'a> Adapter<'a> {
                 payload.get(payload.len().saturating_sub(head_bytes as usize)..).unwrap_or(&[]),
             ),
         });
-        Ok(Self { header, body, file_bytes: file.len(), payload, biases, head, n_patches, max_rank })
+        Ok(Self { header, body, file_bytes: file.len(), payload: whole, head, n_patches, max_rank })
     }
 
     /// The header.
@@ -315,17 +315,17 @@ impl<'a> Adapter<'a> {
 
     /// The payload without biases: A and B of each patched site in order, then the head's codes.
     pub fn payload(&self) -> &'a [u8] {
-        self.payload
+        self.payload.get(BiasEntries::of(self.body.method).payload_bytes()..).unwrap_or(&[])
     }
 
     /// Bytes of that: r (in + out) per site, and the codes of the head.
     pub fn payload_bytes(&self) -> usize {
-        self.payload.len()
+        self.payload().len()
     }
 
     /// The biases in the place of some of the base's.
     pub fn biases(&self) -> Biases<'a> {
-        self.biases
+        Biases::of_payload(BiasEntries::of(self.body.method), self.payload)
     }
 
     /// Number of sites patched.
@@ -345,7 +345,7 @@ impl<'a> Adapter<'a> {
 
     /// A cursor before the first patch.
     pub fn cursor(&self) -> Cursor<'a> {
-        Cursor { entries: Entries(self.body.sites), payload: bytemuck::cast_slice(self.payload) }
+        Cursor { entries: Entries(self.body.sites), payload: bytemuck::cast_slice(self.payload()) }
     }
 
     /// The patches in canonical order. `base` must be the base that the adapter was checked against; with another,

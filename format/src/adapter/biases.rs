@@ -73,6 +73,13 @@ impl<'a> Biases<'a> {
         Self { entries, values, left: (entries, values), last: 0 }
     }
 
+    /// The biases that begin a checked payload.
+    pub(super) fn of_payload(entries: BiasEntries<'a>, payload: &'a [u8]) -> Self {
+        let bytes = payload.get(..entries.payload_bytes()).unwrap_or(&[]);
+        // Zeros may follow the last one.
+        Self::new(entries, bytemuck::try_cast_slice(bytes).unwrap_or(&[]))
+    }
+
     /// Checks the entries of `method` and splits their numbers off the payload, which they begin.
     pub(crate) fn check(method: Method<'a>, payload: &'a [u8], base: &Base<'_>) -> Result<(Self, &'a [u8])> {
         let Method::LoraInt8Biases(entries) = method else { return Ok((Self::EMPTY, payload)) };
