@@ -114,7 +114,7 @@ fn bad_07_unknown_message_version() {
     for version in (0..=255).filter(|version| *version != rankpatch_format::link::VERSION) {
         assert_eq!(bench.wire(&sealed(&[version, 1, 0])), [], "version {version}");
     }
-    for variant in 21..=127 {
+    for variant in 23..=127 {
         let said = bench.wire(&sealed(&[rankpatch_format::link::VERSION, 1, variant]));
         assert_eq!(said, [Said::Refused(ErrorCode::UnknownMessage)], "variant {variant}");
     }
