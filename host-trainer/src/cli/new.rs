@@ -150,8 +150,11 @@ fn text(made: &Made<'_>) -> String {
         ("base", made.base.clone()),
         ("files", made.files.len().to_string()),
     ]);
-    let prints = made.expected.lines().map(|line| format!("  {line}\n")).collect::<String>();
-    format!("{summary}next      cd {} && cargo run --release\nprints\n{prints}", made.project.display())
+    let mut text = format!("{summary}next      cd {} && cargo run --release\nprints\n", made.project.display());
+    for line in made.expected.lines() {
+        text.extend(["  ", line, "\n"]);
+    }
+    text
 }
 
 impl From<ScaffoldError> for Failure {
@@ -159,9 +162,8 @@ impl From<ScaffoldError> for Failure {
         use ScaffoldError as E;
         match error {
             E::Library(error) => error.into(),
-            E::Name { .. } => Self::usage(error),
+            E::Name { .. } | E::Twice { .. } => Self::usage(error),
             E::Folder { .. } => Self::usage(error).hint("name a folder that is not there yet"),
-            E::Twice { .. } => Self::usage(error),
             E::Checkout { .. } => Self::usage(error).hint(
                 "name a checkout with --rankpatch FOLDER: git clone https://github.com/rankpatch/rankpatch",
             ),
