@@ -150,7 +150,8 @@ fn text(made: &Made<'_>) -> String {
         ("base", made.base.clone()),
         ("files", made.files.len().to_string()),
     ]);
-    let mut text = format!("{summary}next      cd {} && cargo run --release\nprints\n", made.project.display());
+    let mut text =
+        format!("{summary}next      cd {} && cargo run --release\nprints\n", made.project.display());
     for line in made.expected.lines() {
         text.extend(["  ", line, "\n"]);
     }
