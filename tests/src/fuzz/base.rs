@@ -57,7 +57,7 @@ fn check(image: &[u8]) {
         let _ = engine.run_features(&vec![0.5; rows * width]);
         if let Some(front_end) = base.front_end() {
             let samples: Vec<i16> =
-                (0..front_end.frame + front_end.hop + 1).map(|i| (i * i * 7) as i16).collect();
+                (0..=front_end.frame + front_end.hop).map(|i| (i * i * 7) as i16).collect();
             let _ = engine.push_samples(&samples[..1]);
             let _ = engine.run_samples(&samples);
         }
