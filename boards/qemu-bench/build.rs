@@ -112,9 +112,10 @@ fn front_end(out: &std::path::Path) {
     let bytes: Vec<u8> = numbers.flat_map(|number| number.to_le_bytes()).collect();
     std::fs::write(out.join("front_end.bin"), &bytes).expect("OUT_DIR is writable");
     let text = format!(
-        "const FRONT_END_BYTES: usize = {};\nconst MEL_WEIGHTS: usize = {};\nconst DIGEST: u64 = {digest};\n",
+        "const FRONT_END_BYTES: usize = {};\nconst MEL_WEIGHTS: usize = {};\nconst DIGEST: u64 = u64::from_le_bytes({:?});\n",
         bytes.len(),
-        weights.len()
+        weights.len(),
+        digest.to_le_bytes()
     );
     std::fs::write(out.join("front_end.rs"), text).expect("OUT_DIR is writable");
 }
