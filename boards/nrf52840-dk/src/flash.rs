@@ -1,7 +1,7 @@
 //! The nRF52840's NVMC through embassy's driver: pages of 4 KiB, words of 4 bytes.
 //!
 //! The chip allows two writes of a word between erases; the slots use one. The core stands still while the controller works on
-//! the flash that the program runs from, up to 87.5 ms for an erased page: inference pauses, and the UART's flow control holds the
+//! the flash that the program runs from, for as long as a page is erased: inference pauses, and the UART's flow control holds the
 //! host off.
 #![expect(unsafe_code, reason = "a controller's contract is about memory")]
 

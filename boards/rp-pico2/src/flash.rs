@@ -2,7 +2,7 @@
 //!
 //! The chip programs pages of 256 bytes, in which a byte of ones changes nothing: the driver fills pages up with ones, so a
 //! word can be written alone. While the chip works nothing can be read from it, so the driver runs from RAM with interrupts
-//! masked: inference and USB pause, up to 400 ms for an erased sector by the chip's data sheet. The USB hardware holds the host
+//! masked: inference and USB pause for as long as a sector is erased. The USB hardware holds the host
 //! off meanwhile.
 #![expect(unsafe_code, reason = "a controller's contract is about memory")]
 
