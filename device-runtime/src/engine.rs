@@ -6,11 +6,14 @@
 //! what its caller gives it.
 
 mod samples;
+mod spans;
 
 use rankpatch_format::adapter::{Adapter, Biases, Cursor, Head, Pooling};
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::graph::{HeadShape, Op};
+
+pub use spans::{Span, Spans, Word, Words};
 
 use crate::arena::{Arena, stride};
 use crate::attention::Heads;
@@ -252,8 +255,9 @@ impl<'a> Engine<'a> {
         Ok(self.output())
     }
 
-    /// Appends `tokens` and hands the base's output after each of them to `each`, with the token's index. With a task head,
-    /// or a network that does not stream, there is one output, after the last.
+    /// Appends `tokens` and hands the output after each of them to `each`, with the token's index: the base's, or that of a task
+    /// head that answers after each row. There is one output, after the last, with any other task head, and with the base's of a
+    /// network that does not stream.
     ///
     /// # Errors
     /// As [`Engine::run_tokens`].
@@ -266,7 +270,12 @@ impl<'a> Engine<'a> {
         let pass_rows = self.pass_rows();
         for (at, part) in tokens.chunks(pass_rows.max(1)).enumerate() {
             self.pass(&Input::Tokens(part), part.len());
-            if let Output::Base(last) = self.output {
+            if self.answers_every_row() {
+                for row in 0..part.len() {
+                    self.answer_row(row);
+                    each(at * pass_rows + row, self.output());
+                }
+            } else if let Output::Base(last) = self.output {
                 // A network that does not stream says nothing about a row before the last.
                 let first = if self.base.streaming() { 0 } else { last };
                 for row in first..=last {
@@ -276,7 +285,7 @@ impl<'a> Engine<'a> {
                 }
             }
         }
-        if matches!(self.output, Output::Head(_)) {
+        if matches!(self.output, Output::Head(_)) && !self.answers_every_row() {
             each(tokens.len() - 1, self.output());
         }
         Ok(())
@@ -367,13 +376,14 @@ impl<'a> Engine<'a> {
         let mut random = XorShift32::new(seed);
         let mut digest = Digest::default();
         if self.base.streaming() {
+            let once = matches!(self.head(), Some(head) if !head.info.pooling.is_every_row());
             for _ in 0..rows {
                 self.pass_generated(&mut random, 1);
-                if matches!(self.output, Output::Base(_)) {
+                if !once {
                     digest.update(self.output());
                 }
             }
-            if matches!(self.output, Output::Head(_)) {
+            if once {
                 digest.update(self.output());
             }
         } else {
@@ -427,7 +437,7 @@ impl<'a> Engine<'a> {
     fn run_graph(&mut self, rows: usize) {
         let base = self.base;
         let manifest = base.manifest();
-        let head = self.attached.as_ref().and_then(|attached| attached.adapter.head().copied());
+        let head = self.head();
         let last = if head.is_some() { manifest.features } else { manifest.output };
         let mut patches = match &self.attached {
             None => MergedCursor { patches: Cursor::EMPTY, kind: MergedType::Int8, memory: &[] },
@@ -523,7 +533,7 @@ impl<'a> Engine<'a> {
                 let rows = self.arena.values.get(from..from + count * width).unwrap_or(&[]);
                 match head.info.pooling {
                     Pooling::Mean => ops::accumulate(rows, self.arena.pooled),
-                    Pooling::Last => {
+                    Pooling::Last | Pooling::Every | Pooling::Reread => {
                         let last = rows.chunks_exact(width.max(1)).next_back().unwrap_or(&[]);
                         self.arena.pooled.iter_mut().zip(last).for_each(|(to, from)| *to = *from);
                     }
@@ -532,6 +542,26 @@ impl<'a> Engine<'a> {
                 Output::Head(head.n_out)
             }
         };
+    }
+
+    /// The task head of the attached adapter.
+    fn head(&self) -> Option<Head<'a>> {
+        self.attached.as_ref().and_then(|attached| attached.adapter.head().copied())
+    }
+
+    fn answers_every_row(&self) -> bool {
+        self.head().is_some_and(|head| head.info.pooling.is_every_row())
+    }
+
+    /// Makes the head's answer after row `row` of the last pass the output.
+    fn answer_row(&mut self, row: usize) {
+        let Some(head) = self.head() else { return };
+        let features = self.base.value(self.base.manifest().features);
+        let (from, width) = (features.offset as usize / 4, features.width as usize);
+        let from = from + row * width;
+        let row = self.arena.values.get(from..from + width).unwrap_or(&[]);
+        self.arena.pooled.iter_mut().zip(row).for_each(|(to, from)| *to = *from);
+        self.run_head(&head);
     }
 
     /// The task head over the pooled features: a linear operator on one row.

@@ -66,6 +66,9 @@ pub enum Error {
         /// Digest of this device's output.
         found: u64,
     },
+    /// Spans of a text were asked for where nothing tells them: the attached adapter's head does not answer after each row, its
+    /// outputs have no names, or the base has no tokenizer.
+    NoSpans,
     /// No adapter is attached.
     NothingActive,
     /// A region of flash holds no merged image of this adapter on this base, or a damaged one.
@@ -114,6 +117,9 @@ impl core::fmt::Display for Error {
                 f,
                 "self-test failed: expected digest {expected:016x}, found {found:016x} (other numerics, or damaged weights?)"
             ),
+            Self::NoSpans => f.write_str(
+                "nothing tells spans: expected an adapter with a head that answers after each row",
+            ),
             Self::NotMerged => f.write_str("no merged image of this adapter on this base: merge it again"),
             Self::NothingActive => write!(f, "no adapter is attached"),
         }
@@ -148,6 +154,7 @@ impl From<Error> for Response<'_> {
                 expected: expected as u32,
                 found: found as u32,
             },
+            Error::NoSpans => refuse(ErrorCode::WrongInput, 1, 0),
             Error::NothingActive | Error::NotMerged => refuse(ErrorCode::NothingActive, 1, 0),
         }
     }

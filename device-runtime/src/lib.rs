@@ -29,7 +29,7 @@ pub mod slots;
 pub mod trust;
 
 pub use arena::{ArenaLayout, MIN_HEAD_OUTPUTS, MIN_RANK, arena_bytes, arena_layout};
-pub use engine::{Attachment, Engine};
+pub use engine::{Attachment, Engine, Span, Spans, Word, Words};
 pub use error::{Error, Result};
 pub use merge::{MergedType, merged_bytes};
 pub use rankpatch_format::adapter::Adapter;

@@ -44,6 +44,18 @@ pub enum Pooling {
     Last,
     /// The mean over all rows.
     Mean,
+    /// None: the head reads each row and answers after each.
+    Every,
+    /// None, at a second reading: the sequence is run twice, and the head answers after each row of the second time, when a network
+    /// that sees no later rows has seen the whole sequence.
+    Reread,
+}
+
+impl Pooling {
+    /// Whether the head answers after each row instead of once.
+    pub fn is_every_row(self) -> bool {
+        matches!(self, Self::Every | Self::Reread)
+    }
 }
 
 /// A task head as it is written: y = W pool(features) + b. Its codes `[n_out, width]` end the payload.
@@ -70,7 +82,7 @@ pub struct SelfTest {
     /// Rows of the input.
     pub rows: u16,
     /// [`crate::digest::Digest`] of the output, the adapter streamed; after every row if the network streams and the
-    /// adapter has no head.
+    /// adapter has no head, or one that answers after each row.
     #[serde(with = "postcard::fixint::le")]
     pub digest: u64,
 }
@@ -265,7 +277,7 @@ impl<'a> Adapter<'a> {
         let head_bytes = match body.head {
             None => 0,
             Some(head) => {
-                let n_out = check_head(&head, features.rows)?;
+                let n_out = check_head(&head, features.rows, base.streaming())?;
                 n_out.saturating_mul(features.width)
             }
         };
@@ -355,7 +367,7 @@ impl<'a> Adapter<'a> {
     }
 }
 
-fn check_head(head: &HeadInfo<'_>, rows: Rows) -> Result<u32> {
+fn check_head(head: &HeadInfo<'_>, rows: Rows, streaming: bool) -> Result<u32> {
     let n_out = (head.scales.len() / 2) as u32;
     if !head.scales.len().is_multiple_of(2) || n_out == 0 || n_out > MAX_HEAD_OUTPUTS {
         return Err(Error::OutOfRange { what: What::HeadOutputs, found: n_out, max: MAX_HEAD_OUTPUTS });
@@ -382,7 +394,13 @@ fn check_head(head: &HeadInfo<'_>, rows: Rows) -> Result<u32> {
             found: labels,
         });
     }
-    if rows == Rows::One && head.pooling == Pooling::Mean {
+    let fits = match head.pooling {
+        Pooling::Last => true,
+        Pooling::Mean => rows != Rows::One,
+        Pooling::Every => rows == Rows::Tokens { extra: 0 },
+        Pooling::Reread => rows == Rows::Tokens { extra: 0 } && streaming,
+    };
+    if !fits {
         return Err(Error::Malformed { what: What::Pooling });
     }
     Ok(n_out)

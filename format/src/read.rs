@@ -191,6 +191,8 @@ impl<'a> Reader<'a> {
         let pooling = match self.u32()? {
             0 => Pooling::Last,
             1 => Pooling::Mean,
+            2 => Pooling::Every,
+            3 => Pooling::Reread,
             _ => return None,
         };
         Some(HeadInfo { pooling, scales: self.bytes()?, bias: self.bytes()?, labels: self.bytes()? })

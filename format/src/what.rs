@@ -75,7 +75,7 @@ subjects! {
     PassRows => "rows of a pass",
     PieceLength => "length of a piece",
     PlannedShape => "width or rows in the arena plan",
-    Pooling => "pooling of the task head (the features are one row)",
+    Pooling => "pooling of the task head (the features have no row for each token, or the network cannot go on)",
     PositionTableRows => "rows of a table of relative positions (even)",
     PositionTableWidth => "width of a position table",
     Positions => "positions",

@@ -520,6 +520,7 @@ impl Model {
         let lengths = self.lengths(self.features, batch);
         let pooled = match head.pooling {
             _ if self.features_are_one_row() => features.clone(),
+            Pooling::Every | Pooling::Reread => features.clone(),
             Pooling::Mean => ops::mean_pool(features, rows, &lengths)?,
             Pooling::Last => {
                 let last: Vec<u32> =

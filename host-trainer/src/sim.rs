@@ -16,6 +16,7 @@ use rankpatch_runtime::{
 use rayon::prelude::*;
 
 use crate::base::Image;
+use crate::data::text::TextSpan;
 use crate::train::{Example, Metric, Sequence, Tally, Target, metric_of, negative_log_likelihood};
 use crate::{Error, Result};
 
@@ -224,15 +225,29 @@ impl Simulator {
         self.map(sequences, |engine, sequence| text_nats(engine, sequence.as_ref(), 0))
     }
 
-    /// Measures `examples`: texts in bits per character, classes in accuracy. The counterpart of
+    /// The spans of a text and the digest of the outputs that told them. The adapter's head must answer after each row.
+    ///
+    /// # Errors
+    /// [`Error::NoTokenizer`] if the base reads no text; [`Error::Runtime`] if the head tells no spans or the text is too long.
+    pub fn spans(&self, text: &str) -> Result<(Vec<TextSpan>, u64)> {
+        let tokens = self.encode(text)?;
+        self.session(|engine| tagged_spans(engine, &tokens))
+    }
+
+    /// Measures `examples`: texts in bits per character, classes in accuracy, spans in F1. The counterpart of
     /// [`crate::train::evaluate_float`].
     ///
     /// # Errors
     /// As [`Simulator::outputs`].
     pub fn evaluate(&self, examples: &[Example]) -> Result<Metric> {
-        let results = self.map(examples, |engine, example| match (&example.sequence, example.target) {
+        let results = self.map(examples, |engine, example| match (&example.sequence, &example.target) {
             (Sequence::Tokens(tokens), Target::Next { given, .. }) => {
-                Ok(Measured::Nats(text_nats(engine, tokens, given)?))
+                Ok(Measured::Nats(text_nats(engine, tokens, *given)?))
+            }
+            (Sequence::Tokens(tokens), Target::Words(tagged)) => {
+                // Ids of a base with a tokenizer are u16.
+                let tokens: Vec<u16> = tokens[tagged.first_row..].iter().map(|id| *id as u16).collect();
+                Ok(Measured::Spans(tagged_spans(engine, &tokens)?.0))
             }
             (Sequence::Tokens(tokens), Target::Class(_)) => {
                 Ok(Measured::Outputs(engine.run_tokens(tokens)?.to_vec()))
@@ -241,9 +256,10 @@ impl Simulator {
         })?;
         let mut tally = Tally::new(metric_of(examples));
         for (example, result) in examples.iter().zip(results) {
-            match (result, example.target) {
-                (Measured::Nats(nats), Target::Next { characters, .. }) => tally.text(nats, characters),
-                (Measured::Outputs(outputs), Target::Class(class)) => tally.answer(&outputs, class),
+            match (result, &example.target) {
+                (Measured::Nats(nats), Target::Next { characters, .. }) => tally.text(nats, *characters),
+                (Measured::Outputs(outputs), Target::Class(class)) => tally.answer(&outputs, *class),
+                (Measured::Spans(spans), Target::Words(tagged)) => tally.spans(&spans, &tagged.spans),
                 // Features have classes, not texts: [`crate::train::TaskData`] refuses anything else.
                 _ => {}
             }
@@ -352,6 +368,14 @@ pub fn run<'e>(engine: &'e mut Engine<'_>, input: Input<'_>) -> Result<&'e [f32]
 enum Measured {
     Nats(f64),
     Outputs(Vec<f32>),
+    Spans(Vec<TextSpan>),
+}
+
+/// The spans of a text, and the digest of the outputs that told them.
+fn tagged_spans(engine: &mut Engine<'_>, tokens: &[u16]) -> Result<(Vec<TextSpan>, u64)> {
+    let mut spans = Vec::new();
+    let digest = engine.run_spans(tokens, |span| spans.push(TextSpan::from(span)))?;
+    Ok((spans, digest))
 }
 
 /// The negative log-likelihood of `tokens` but the first one and `given` ones behind it.

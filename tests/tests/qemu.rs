@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rankpatch::cli::console::Console;
 use rankpatch::client::{ClientError, Device, Options, Sampling, Tcp, Transport};
 use rankpatch::sim::{self, Input, Simulator};
-use rankpatch_format::adapter::Preview;
+use rankpatch_format::adapter::{Pooling, Preview};
 use rankpatch_format::base::Base;
 use rankpatch_format::fixture;
 use rankpatch_format::header::{self, HEADER_BYTES, Header, TRAILER_BYTES};
@@ -149,6 +149,40 @@ fn random_adapter(simulator: &Simulator) -> Vec<u8> {
         (0..network.site_names.len() as u16 - 1).map(|site| (site, 1 + usize::from(site) % 6)).collect();
     let data = fixture::adapter(&network, &sites, None, 0.05, 17);
     sealed(&data, simulator)
+}
+
+/// A head that answers after each row, with names of spans, beside factors that nothing was trained into.
+fn random_tagger(simulator: &Simulator, pooling: Pooling) -> Vec<u8> {
+    let network = rankpatch_format::write::Network::read(&simulator.base().unwrap());
+    let mut data = fixture::adapter(&network, &[(3, 2), (9, 5)], Some(5), 0.05, 23);
+    let head = data.head.as_mut().unwrap();
+    head.pooling = pooling;
+    head.labels = ["O", "B-person", "I-person", "B-place", "I-place"].map(String::from).to_vec();
+    sealed(&data, simulator)
+}
+
+#[test]
+fn spans_of_a_text_are_the_same_on_host_and_device() {
+    let mut running = boot("stories260k", "spans");
+    let text = "Lily's \u{e9}toile, and Tim ate 3 red-hot apples";
+    for (slot, pooling) in [(0, Pooling::Every), (1, Pooling::Reread)] {
+        let file = random_tagger(&running.simulator, pooling);
+        running.device.upload(Some(slot), &signed(&file, u32::from(slot) + 1), |_| {}).unwrap();
+        for mode in [Mode::Streamed, Mode::Merged] {
+            running.device.activate(slot, mode, 0).unwrap();
+            let host = running.simulator.clone().with_adapter(file.clone(), mode).unwrap();
+            let found = running.device.spans(text).unwrap();
+            let (expected, digest) = host.spans(text).unwrap();
+            assert_eq!((&found.spans, found.digest), (&expected, digest), "{pooling:?}, {mode:?}");
+            assert!(!expected.is_empty() && found.ticks > 0);
+        }
+        // The sequence that was read twice fits half as often.
+        let long = "a b ".repeat(200);
+        assert!(matches!(refusal(running.device.spans(&long)), ErrorCode::SequenceTooLong));
+    }
+    running.device.detach().unwrap();
+    assert!(matches!(refusal(running.device.spans(text)), ErrorCode::WrongInput));
+    running.qemu.stop();
 }
 
 fn sealed(data: &AdapterData, simulator: &Simulator) -> Vec<u8> {

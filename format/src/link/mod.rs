@@ -169,6 +169,12 @@ pub enum Request<'a> {
     },
     /// Runs the network over the rows that were made of samples. Answer: [`Response::Output`].
     RunSamples,
+    /// Tells the spans of a text, with an adapter whose head answers after each row. Answers: [`Response::Span`] each, then
+    /// [`Response::Spans`].
+    Spans {
+        /// UTF-8.
+        text: &'a str,
+    },
 }
 
 /// What is applied.
@@ -321,6 +327,24 @@ pub enum Response<'a> {
         expected: u32,
         /// What was found, if that is a number.
         found: u32,
+    },
+    /// A part of a text and what it is.
+    Span {
+        /// Its first byte in the text.
+        start: u32,
+        /// The byte behind it.
+        end: u32,
+        /// What it is.
+        kind: &'a str,
+    },
+    /// The end of the spans of a text.
+    Spans {
+        /// Spans that were told.
+        n_spans: u32,
+        /// Digest over the outputs after each word.
+        digest: u64,
+        /// Ticks it took, sending not included.
+        ticks: u64,
     },
 }
 

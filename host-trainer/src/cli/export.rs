@@ -46,6 +46,10 @@ enum Pool {
     Mean,
     /// The last row
     Last,
+    /// Each row, after which it answers
+    Every,
+    /// Each row at a second reading
+    Reread,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,6 +82,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
             None => {}
             Some(Pool::Mean) => head.pooling = Pooling::Mean,
             Some(Pool::Last) => head.pooling = Pooling::Last,
+            Some(Pool::Every) => head.pooling = Pooling::Every,
+            Some(Pool::Reread) => head.pooling = Pooling::Reread,
         }
         if let Some(labels) = &args.labels {
             if labels.len() != head.labels.len() {

@@ -21,6 +21,7 @@ mod pretrain;
 mod progress;
 mod sign;
 mod sim;
+mod spans;
 mod task;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::console::{Console, Format, Table, fields, grouped};
 use super::exit::{At as _, BAD_INPUT, Failure, Outcome};
 use super::features::{Features, Source};
+use super::spans::SpanAnswer;
 use crate::Error;
 use crate::base::Image;
 use crate::client::mode_name;
@@ -34,7 +35,7 @@ pub(super) struct Args {
     prompt: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// A text to run the network over
+    /// A text to run the network over; an adapter that answers after each row tells its spans
     #[arg(long)]
     text: Option<String>,
     /// What splits the text for a base without a tokenizer: tokenizer.json of its model, or the folder of it
@@ -113,12 +114,27 @@ struct Answered {
     answer: Answer,
 }
 
+#[derive(Debug, Serialize)]
+struct Told {
+    #[serde(flatten)]
+    setup: Setup,
+    #[serde(flatten)]
+    answer: SpanAnswer,
+}
+
 pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let mode = if args.merged { Mode::Merged } else { Mode::Streamed };
     let simulator = simulator(&args.base, args.adapter.as_deref(), mode)?;
     let setup = setup(&simulator, mode)?;
     if let Some(prompt) = &args.prompt {
         return generate(&simulator, &setup, prompt, args, console);
+    }
+    if let Some((text, adapter)) = args.text.as_ref().zip(simulator.adapter()?)
+        && adapter.head().is_some_and(|head| head.info.pooling.is_every_row())
+    {
+        let (spans, digest) = simulator.spans(text)?;
+        let told = Told { setup, answer: SpanAnswer::new(text, &spans, digest) };
+        return console.print(args.format, &told, |told| told.answer.text());
     }
     let tokens =
         args.text.as_deref().map(|text| encode(&simulator, text, args.tokenizer.as_deref())).transpose()?;

@@ -6,6 +6,7 @@ use rankpatch_format::link::{Mode, Response};
 use serde::{Serialize, Serializer};
 
 use super::error::Refusal;
+use crate::data::text::TextSpan;
 
 /// About a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -167,6 +168,18 @@ pub struct Generated {
     pub ticks: u64,
 }
 
+/// The spans of a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Spans {
+    /// The spans in their order.
+    pub spans: Vec<TextSpan>,
+    /// Digest over the outputs after each word.
+    #[serde(serialize_with = "hex")]
+    pub digest: u64,
+    /// Ticks it took.
+    pub ticks: u64,
+}
+
 /// Counters of a device since its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Statistics {
@@ -206,6 +219,8 @@ pub(super) enum Answer {
     Output(Part),
     Token { id: u16, text: Vec<u8> },
     Generated { n_tokens: u32, digest: u64, ticks: u64 },
+    Span(TextSpan),
+    Spans { n_spans: u32, digest: u64, ticks: u64 },
     Statistics(Statistics),
     Refused(Refusal),
 }
@@ -225,6 +240,8 @@ impl Answer {
             Self::Output(_) => "Output",
             Self::Token { .. } => "Token",
             Self::Generated { .. } => "Generated",
+            Self::Span(_) => "Span",
+            Self::Spans { .. } => "Spans",
             Self::Statistics(_) => "Statistics",
             Self::Refused(_) => "Error",
         }
@@ -305,6 +322,10 @@ impl From<Response<'_>> for Answer {
             }),
             Response::Token { id, text } => Self::Token { id, text: text.to_vec() },
             Response::Generated { n_tokens, digest, ticks } => Self::Generated { n_tokens, digest, ticks },
+            Response::Span { start, end, kind } => {
+                Self::Span(TextSpan { start: start as usize, end: end as usize, kind: kind.to_owned() })
+            }
+            Response::Spans { n_spans, digest, ticks } => Self::Spans { n_spans, digest, ticks },
             Response::Statistics {
                 frames,
                 bad_frames,

@@ -75,6 +75,14 @@ pub enum ClientError {
         /// Tokens received.
         found: u32,
     },
+    /// Spans of a text were lost.
+    #[error("spans of the text are incomplete: expected {expected}, found {found}")]
+    LostSpans {
+        /// Spans that the device told.
+        expected: u32,
+        /// Spans received.
+        found: u32,
+    },
     /// The device answers, but takes no more bytes.
     #[error("upload makes no progress: expected an offset above {next} of {len}, found it {rounds} times")]
     Stalled {

@@ -423,6 +423,16 @@ impl Fake {
                 self.part(id, 0);
             }
             Request::Output { offset } => self.part(id, offset as usize),
+            Request::Spans { text } => {
+                // Every part that a comma ends is a span.
+                let mut n_spans = 0;
+                for (end, _) in text.match_indices(',') {
+                    let start = text[..end].rfind(',').map_or(0, |at| at + 1);
+                    self.answer(id, &Response::Span { start: start as u32, end: end as u32, kind: "part" });
+                    n_spans += 1;
+                }
+                self.answer(id, &Response::Spans { n_spans, digest: 5, ticks: 12 });
+            }
             Request::Generate { prompt, max_tokens, .. } => {
                 for byte in prompt.bytes().cycle().take(max_tokens as usize) {
                     self.answer(id, &Response::Token { id: byte.into(), text: &[byte] });

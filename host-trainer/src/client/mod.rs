@@ -26,7 +26,7 @@ use rankpatch_format::link::{
 
 use answer::Answer;
 pub use answer::{
-    Activated, Active, Generated, Info, Installed, Output, Slot, Statistics, Status, Tested, mode_name,
+    Activated, Active, Generated, Info, Installed, Output, Slot, Spans, Statistics, Status, Tested, mode_name,
 };
 pub use error::{ClientError, Refusal, Result};
 pub use transport::{Address, DEFAULT_BAUD, Serial, Tcp, Transport};
@@ -343,6 +343,48 @@ impl<T: Transport> Device<T> {
             Answer::Output(part) => Ok(part),
             other => wrong(name, "Output", &other),
         }
+    }
+
+    /// Tells the spans of a text. Asks again where some are lost.
+    ///
+    /// # Errors
+    /// [`ClientError::TextTooLong`], [`ClientError::LostSpans`], [`ClientError::Refused`], and as above.
+    pub fn spans(&mut self, text: &str) -> Result<Spans> {
+        fits(text)?;
+        let mut found = self.spans_once(text);
+        for _ in 0..self.options.retries {
+            if !matches!(found, Err(ClientError::LostSpans { .. } | ClientError::NoAnswer { .. })) {
+                break;
+            }
+            found = self.spans_once(text);
+        }
+        found
+    }
+
+    fn spans_once(&mut self, text: &str) -> Result<Spans> {
+        let (name, wait) = ("spans", self.options.work_timeout);
+        let id = self.next_id();
+        self.send(name, id, &Request::Spans { text })?;
+        let mut spans = Vec::new();
+        let mut deadline = self.transport.now() + wait;
+        while let Some((number, answer)) = self.poll(name, deadline)? {
+            match answer {
+                // An answer to another request, which was late.
+                _ if number != id => continue,
+                Answer::Span(span) => spans.push(span),
+                Answer::Spans { n_spans, digest, ticks } => {
+                    let found = spans.len() as u32;
+                    if found != n_spans {
+                        return Err(ClientError::LostSpans { expected: n_spans, found });
+                    }
+                    return Ok(Spans { spans, digest, ticks });
+                }
+                Answer::Refused(refusal) => return Err(ClientError::Refused { request: name, refusal }),
+                other => return wrong(name, "Span or Spans", &other),
+            }
+            deadline = self.transport.now() + wait;
+        }
+        Err(no_answer(name, wait, 1))
     }
 
     /// Continues `prompt` and gives each token's bytes to `token` as they come.

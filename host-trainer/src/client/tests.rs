@@ -278,6 +278,23 @@ fn silence_and_lost_tokens_are_errors() {
 }
 
 #[test]
+fn spans_are_asked_for_again_where_some_are_lost() {
+    let text = "play,the,newest,song,";
+    let mut fake =
+        Fake::with(Box::new(|towards, at| if !towards && at == 1 { Fate::IsLost } else { Fate::Arrives }));
+    let mut device = device(&mut fake);
+    let found = device.spans(text).unwrap();
+    let words: Vec<&str> = found.spans.iter().map(|span| &text[span.start..span.end]).collect();
+    assert_eq!(words, ["play", "the", "newest", "song"]);
+    assert_eq!((found.spans[0].kind.as_str(), found.digest, found.ticks), ("part", 5, 12));
+    let mut fake = Fake::with(Box::new(
+        |towards, at| if !towards && at % 5 == 1 { Fate::IsLost } else { Fate::Arrives },
+    ));
+    let error = Device::new(&mut fake, Options::default()).unwrap().spans(text).unwrap_err();
+    assert_eq!(error.to_string(), "spans of the text are incomplete: expected 4, found 3");
+}
+
+#[test]
 fn wire_bytes_count_frames_both_ways() {
     let mut fake = Fake::new();
     let mut device = device(&mut fake);

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::records::{self, Record};
 use super::signal::{self, Target};
 use super::test_data::carried;
+use super::text::TextSpan;
 use super::{Classes, Split, arrays, text};
 use crate::Error;
 
@@ -132,6 +133,35 @@ fn a_line_that_does_not_fit_is_named() {
     assert!(names.ends_with("names: expected more than the 1000 that are held out, found 2"), "{names}");
     let sounds = signal::spoken_digits(folder.path(), Target::Digit).unwrap_err();
     assert!(matches!(sounds, Error::Length { expected: 3, found: 2, .. }), "{sounds}");
+}
+
+#[test]
+fn slots_are_bytes_of_their_texts() {
+    let folder = folder(&[
+        ("train.tsv", "intent\ttext\tslots\nA\tto \u{c9}toile: 5\t11:12:n 3:9:a:b\n".as_bytes()),
+        ("valid.tsv", b"intent\ttext\tslots\nA\tno slot\t\n"),
+    ]);
+    let Split { train, test } = text::slots(folder.path()).unwrap();
+    let span = |start, end, kind: &str| TextSpan { start, end, kind: kind.to_owned() };
+    assert_eq!(train[0].spans, [span(3, 10, "a:b"), span(12, 13, "n")]);
+    assert_eq!(&train[0].text[3..10], "\u{c9}toile");
+    assert!(test[0].spans.is_empty());
+    for (slots, text) in [
+        ("3:20:a", "to you"),
+        ("3:3:a", "to you"),
+        ("0:2:a 1:3:b", "to you"),
+        ("0:2", "to you"),
+        ("0:2:", "to you"),
+        ("", " "),
+    ] {
+        let line = format!("intent\ttext\tslots\nA\t{text}\t{slots}\n");
+        fs::write(folder.path().join("valid.tsv"), line).unwrap();
+        let error = text::slots(folder.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("valid.tsv: slots of line 2: expected start:end:entity within a text"),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use rankpatch_format::base::Base;
+use rankpatch_runtime::Span;
+use serde::Serialize;
 
 use super::{Classes, Split, read_tsv};
 use crate::rng::Rng;
@@ -33,6 +35,73 @@ pub fn names(path: &Path, seed: u64) -> Result<Split<String>> {
     Rng::new(seed, "names").shuffle(&mut test);
     let train = test.split_off(HELD_OUT_NAMES);
     Ok(Split { train, test })
+}
+
+/// A part of a text, in bytes, the end not included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TextSpan {
+    /// Where it begins.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// What it is.
+    pub kind: String,
+}
+
+impl From<Span<'_>> for TextSpan {
+    fn from(Span { start, end, kind }: Span<'_>) -> Self {
+        Self { start, end, kind: kind.to_owned() }
+    }
+}
+
+/// A text and the spans in it, in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpannedText {
+    /// The text.
+    pub text: String,
+    /// Its spans, which do not overlap.
+    pub spans: Vec<TextSpan>,
+}
+
+/// Loads the texts of the same files as [`intents`] with their slots, each `start:end:entity` in characters.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Field`] for a line that does not fit, or a slot that is not in its text or overlaps another.
+pub fn slots(folder: &Path) -> Result<Split<SpannedText>> {
+    let read = |file: &str| -> Result<Vec<SpannedText>> {
+        let path = folder.join(file);
+        let rows = read_tsv(&path, &INTENT_COLUMNS)?;
+        let rows = rows.into_iter().enumerate().map(|(index, row)| {
+            let [_, text, slots] = <[String; 3]>::try_from(row).unwrap_or_default();
+            let spans = spans(&text, &slots).filter(|_| !text.trim().is_empty()).ok_or_else(|| {
+                let expected = "start:end:entity within a text, in characters, without overlaps";
+                Error::field(
+                    &path,
+                    format!("slots of line {}", index + 2),
+                    expected,
+                    format!("{slots:?} of {text:?}"),
+                )
+            })?;
+            Ok(SpannedText { text, spans })
+        });
+        rows.collect()
+    };
+    Split { train: read("train.tsv")?, test: read("valid.tsv")? }.check(folder)
+}
+
+/// The slots of a text in their order; `None` if they are not such.
+fn spans(text: &str, slots: &str) -> Option<Vec<TextSpan>> {
+    let byte = |character: usize| text.char_indices().map(|(at, _)| at).chain([text.len()]).nth(character);
+    let span = |slot: &str| {
+        let mut parts = slot.splitn(3, ':');
+        let mut bound = || byte(parts.next()?.parse().ok()?);
+        let (start, end) = (bound()?, bound()?);
+        let kind = parts.next().filter(|kind| !kind.is_empty())?.to_owned();
+        (start < end).then_some(TextSpan { start, end, kind })
+    };
+    let mut spans = slots.split_whitespace().map(span).collect::<Option<Vec<_>>>()?;
+    spans.sort_by_key(|span| span.start);
+    spans.is_sorted_by(|before, after| before.end <= after.start).then_some(spans)
 }
 
 /// Loads a folder with `train.tsv` and `valid.tsv` (columns intent, text, slots); the latter is the test part.

@@ -381,19 +381,20 @@ fn title(metric: MetricName) -> &'static str {
     match metric {
         MetricName::Accuracy => "Accuracy",
         MetricName::BitsPerCharacter => "Bits per character",
+        MetricName::SpanF1 => "F1 of spans",
     }
 }
 
 fn shown(metric: MetricName, value: f64) -> String {
     match metric {
-        MetricName::Accuracy => format!("{:.2} %", 100.0 * value),
+        MetricName::Accuracy | MetricName::SpanF1 => format!("{:.2} %", 100.0 * value),
         MetricName::BitsPerCharacter => format!("{value:.4}"),
     }
 }
 
 fn change(metric: MetricName, from: f64, to: f64) -> String {
     match metric {
-        MetricName::Accuracy => format!("{:+.2} points", 100.0 * (to - from)),
+        MetricName::Accuracy | MetricName::SpanF1 => format!("{:+.2} points", 100.0 * (to - from)),
         MetricName::BitsPerCharacter => format!("{:+.4}", to - from),
     }
 }

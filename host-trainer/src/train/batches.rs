@@ -3,6 +3,11 @@
 //! The order is a pure function of seed and step, so a run that goes on from a checkpoint needs no other state than its
 //! step number.
 
+use std::sync::Arc;
+
+use rankpatch_runtime::Word;
+
+use crate::data::text::TextSpan;
 use crate::executor::{Batch, Input};
 use crate::rng::Rng;
 
@@ -16,7 +21,7 @@ pub enum Sequence {
 }
 
 /// What is to be learned from a sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Each token from those before it.
     Next {
@@ -27,6 +32,30 @@ pub enum Target {
     },
     /// The class of the whole sequence.
     Class(usize),
+    /// The class of each word of a text.
+    Words(Arc<Tagged>),
+}
+
+/// A text with the classes of its words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tagged {
+    /// Row where the text begins that is answered: behind its first reading if it is read twice.
+    pub first_row: usize,
+    /// The words.
+    pub words: Vec<TaggedWord>,
+    /// The spans that are right.
+    pub spans: Vec<TextSpan>,
+}
+
+/// A word with its class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TaggedWord {
+    /// Where it is in the text.
+    pub word: Word,
+    /// Row of its last token, after which it is answered.
+    pub row: usize,
+    /// Its class.
+    pub class: usize,
 }
 
 /// One example.
@@ -43,9 +72,9 @@ impl Example {
     ///
     /// The last token of a text is only ever a target.
     pub(crate) fn rows(&self, width: usize) -> usize {
-        match (&self.sequence, self.target) {
+        match (&self.sequence, &self.target) {
             (Sequence::Tokens(ids), Target::Next { .. }) => ids.len().saturating_sub(1),
-            (Sequence::Tokens(ids), Target::Class(_)) => ids.len(),
+            (Sequence::Tokens(ids), Target::Class(_) | Target::Words(_)) => ids.len(),
             (Sequence::Features(values), _) => values.len() / width.max(1),
         }
     }
@@ -57,7 +86,7 @@ pub(crate) struct Targets {
     pub(crate) batch: Batch,
     /// Token or class; 0 where the weight is.
     pub(crate) targets: Vec<u32>,
-    /// 1, or 0 for padding.
+    /// 1, or 0 for padding and whatever else is not learned.
     pub(crate) weights: Vec<f32>,
 }
 
@@ -74,7 +103,7 @@ impl Targets {
                 Sequence::Tokens(tokens) => {
                     ids.extend(&tokens[..*length]);
                     ids.resize(index * rows, 0);
-                    if let Target::Next { given, .. } = example.target {
+                    if let Target::Next { given, .. } = &example.target {
                         let start = targets.len();
                         targets.extend(&tokens[1..]);
                         weights.resize((start + given).min(targets.len()), 0.0);
@@ -88,9 +117,22 @@ impl Targets {
                     values.resize(index * rows * width, 0.0);
                 }
             }
-            if let Target::Class(class) = example.target {
-                targets.push(class as u32);
-                weights.push(1.0);
+            match &example.target {
+                Target::Class(class) => {
+                    targets.push(*class as u32);
+                    weights.push(1.0);
+                }
+                Target::Words(tagged) => {
+                    let start = targets.len();
+                    targets.resize(start + rows, 0);
+                    weights.resize(start + rows, 0.0);
+                    for word in &tagged.words {
+                        targets[start + word.row] = word.class as u32;
+                        weights[start + word.row] = 1.0;
+                    }
+                }
+                // With their tokens.
+                Target::Next { .. } => {}
             }
         }
         let input = if values.is_empty() { Input::Tokens(ids) } else { Input::Features(values) };
@@ -203,6 +245,22 @@ mod tests {
         assert_eq!(batch.input, Input::Features(vec![1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 5.0, 6.0]));
         assert_eq!((batch.rows, batch.lengths), (2, vec![1, 2]));
         assert_eq!((targets, weights), (vec![3, 1], vec![1.0, 1.0]));
+    }
+
+    #[test]
+    fn words_have_their_targets_at_their_last_rows() {
+        let word = |row, class| TaggedWord { word: Word { start: 0, end: 1 }, row, class };
+        let example = |ids: &[u32], words: Vec<TaggedWord>| Example {
+            sequence: Sequence::Tokens(ids.to_vec()),
+            target: Target::Words(Arc::new(Tagged { first_row: 0, words, spans: Vec::new() })),
+        };
+        let examples =
+            [example(&[1, 7], vec![word(1, 3)]), example(&[1, 5, 6, 8], vec![word(2, 4), word(3, 0)])];
+        let Targets { batch, targets, weights } = Targets::new(&examples, 0);
+        assert_eq!(batch.input, Input::Tokens(vec![1, 7, 0, 0, 1, 5, 6, 8]));
+        assert_eq!((batch.rows, batch.lengths), (4, vec![2, 4]));
+        assert_eq!(targets, [0, 3, 0, 0, 0, 0, 4, 0]);
+        assert_eq!(weights, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
     }
 
     #[test]

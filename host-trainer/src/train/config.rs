@@ -32,6 +32,8 @@ pub enum DatasetKind {
     Text,
     /// One text from its beginning to its end, which is measured; the network learns to go on. In pieces of whole lines.
     Document,
+    /// Stories, each ended by a line `<|endoftext|>`; the network learns to write them. Measured in bits per character.
+    Stories,
     /// Feature arrays with a class each, a safetensors file.
     Features,
     /// Recordings with a class each, a folder of samples and an index.
@@ -40,6 +42,9 @@ pub enum DatasetKind {
     Names,
     /// Requests with an intent each; a task head tells the intent. Measured in accuracy.
     Intents,
+    /// The same requests with the slots in each; a task head tells for each word whether it begins one, goes on with one, or is outside.
+    /// Measured in the F1 of the slots.
+    Slots,
     /// Recordings of spoken digits; a task head tells the speaker. Measured in accuracy.
     Speakers,
 }
@@ -49,8 +54,8 @@ impl DatasetKind {
     pub fn classifies(self) -> Option<bool> {
         match self {
             Self::Jsonl | Self::Csv => None,
-            Self::Text | Self::Document | Self::Names => Some(false),
-            Self::Features | Self::Recordings | Self::Intents | Self::Speakers => Some(true),
+            Self::Text | Self::Document | Self::Stories | Self::Names => Some(false),
+            Self::Features | Self::Recordings | Self::Intents | Self::Slots | Self::Speakers => Some(true),
         }
     }
 }
@@ -310,6 +315,18 @@ impl TrainConfig {
                 return Err(conflict("modules_to_save", expected, found));
             }
         }
+        let tags = config.dataset == DatasetKind::Slots;
+        if tags && !given.contains("pooling") {
+            config.pooling = Pooling::Reread;
+        }
+        if tags != config.pooling.is_every_row() {
+            let expected = if tags {
+                "\"every\" or \"reread\" with dataset = \"slots\" (each word has an answer)"
+            } else {
+                "\"mean\" or \"last\" (a sequence has one answer)"
+            };
+            return Err(conflict("pooling", expected, format!("{:?}", config.pooling).to_lowercase()));
+        }
         if config.packing && config.dataset.classifies() == Some(true) {
             return Err(conflict("packing", "false (classes belong to whole examples)", "true".into()));
         }
@@ -320,10 +337,6 @@ impl TrainConfig {
         if config.method == Method::Full && config.explained_variance.is_some() {
             let expected = "method = \"lora\" with it (it lowers ranks)";
             return Err(conflict("explained_variance", expected, "method = \"full\"".into()));
-        }
-        if config.lora.target_modules.is_empty() && config.dataset.classifies() == Some(false) {
-            let expected = "a list of names, globs or regular expressions of sites (without any a head alone is trained, and the task has none)";
-            return Err(conflict("target_modules", expected, "[]".into()));
         }
         if config.dataset == DatasetKind::Document && config.max_length.is_none() {
             return Err(conflict(

@@ -1,11 +1,13 @@
 //! The examples of a task: what the loaders read, as the network takes it.
 
 mod document;
+mod slots;
 pub(crate) mod texts;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use rankpatch_format::adapter::Pooling;
 use rankpatch_format::base::Base;
 use rankpatch_format::front_end::FrontEnd;
 use rankpatch_format::graph::Op;
@@ -14,7 +16,7 @@ use rankpatch_format::write::Network;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
 
-use super::batches::{Example, Sequence, Target};
+use super::batches::{Example, Sequence, TaggedWord, Target};
 use super::{DatasetKind, TrainConfig, TrainError};
 use crate::data::arrays::{self, Arrays};
 use crate::data::encoder::TextEncoder;
@@ -95,10 +97,19 @@ impl TaskData {
             DatasetKind::Names => {
                 names(&config.data, &own.ok_or_else(|| wrong("a base with a tokenizer of its own"))?)
             }
+            DatasetKind::Slots => {
+                let tokenizer = own.ok_or_else(|| wrong("a base with a tokenizer of its own"))?;
+                if config.pooling == Pooling::Reread && !base.is_some_and(Base::streaming) {
+                    let expected = "a base that goes on with a sequence, with pooling = \"reread\" (\"every\" reads once)";
+                    return Err(wrong(expected).into());
+                }
+                slots::load(config, tokenizer)
+            }
             DatasetKind::Jsonl
             | DatasetKind::Csv
             | DatasetKind::Text
             | DatasetKind::Document
+            | DatasetKind::Stories
             | DatasetKind::Intents => {
                 let tokenizer = config.tokenizer.as_deref();
                 let (origin, length) = (&config.base, config.max_length);
@@ -134,9 +145,13 @@ impl TaskData {
                         values.iter().for_each(|value| hash.update(value.to_le_bytes()));
                     }
                 }
-                let (kind, number) = match example.target {
-                    Target::Next { given, .. } => (0_u8, given),
-                    Target::Class(class) => (1, class),
+                let (kind, number) = match &example.target {
+                    Target::Next { given, .. } => (0_u8, *given),
+                    Target::Class(class) => (1, *class),
+                    Target::Words(tagged) => {
+                        tagged.words.iter().for_each(|word| hash.update(word.class.to_le_bytes()));
+                        (2, tagged.words.len())
+                    }
                 };
                 hash.update([kind]);
                 hash.update(number.to_le_bytes());
@@ -171,10 +186,14 @@ impl TaskData {
                         format!("{rows} in {part} example {index}"),
                     );
                 }
-                let fits = match (&example.sequence, example.target) {
+                let fits = match (&example.sequence, &example.target) {
                     (Sequence::Tokens(_), Target::Next { .. }) => !classifies,
-                    (Sequence::Features(_), Target::Next { .. }) => false,
-                    (_, Target::Class(class)) => class < self.labels.len(),
+                    (Sequence::Features(_), Target::Next { .. } | Target::Words(_)) => false,
+                    (_, Target::Class(class)) => *class < self.labels.len(),
+                    (Sequence::Tokens(_), Target::Words(tagged)) => {
+                        let fits = |word: &TaggedWord| word.row < rows && word.class < self.labels.len();
+                        !tagged.words.is_empty() && tagged.words.iter().all(fits)
+                    }
                 };
                 if !fits {
                     return fail(
@@ -192,11 +211,12 @@ impl TaskData {
             }
         }
         if classifies {
-            let class = |example: &Example| match example.target {
-                Target::Class(class) => Some(class),
-                Target::Next { .. } => None,
+            let classes = |example: &Example| match &example.target {
+                Target::Class(class) => vec![*class],
+                Target::Words(tagged) => tagged.words.iter().map(|word| word.class).collect(),
+                Target::Next { .. } => Vec::new(),
             };
-            let classes: BTreeSet<usize> = self.train.iter().filter_map(class).collect();
+            let classes: BTreeSet<usize> = self.train.iter().flat_map(classes).collect();
             if classes.len() < 2 {
                 let only = classes.first().map_or("none", |class| &self.labels[*class]);
                 return fail("training examples of at least two classes".into(), format!("only {only}"));

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 use rankpatch_format::write::BiasData;
+use rankpatch_runtime::Spans;
+use rankpatch_runtime::math::argmax;
 
-use super::batches::{Example, Target, Targets};
+use super::batches::{Example, Tagged, Target, Targets};
 use super::metric::{Metric, MetricName, Tally, negative_log_likelihood};
 use crate::Result;
+use crate::data::text::TextSpan;
 use crate::executor::{Factors, Model, TaskHead};
 use crate::lora::FloatAdapter;
 
@@ -17,7 +20,8 @@ const BATCH_ROWS: usize = 4096;
 
 /// Measures `examples` on the float executor, with an adapter or on the base alone.
 ///
-/// Texts are measured in bits per character, classes in accuracy (of the base alone: of its own outputs).
+/// Texts are measured in bits per character, classes in accuracy (of the base alone: of its own outputs), classes of words by the spans
+/// that they make.
 ///
 /// # Errors
 /// If an example or the adapter does not fit the network.
@@ -26,6 +30,7 @@ pub fn evaluate_float(model: &Model, adapter: Option<&FloatAdapter>, examples: &
         Some(adapter) => (factors(adapter, model.device())?, task_head(adapter, model.device())?),
         None => (BTreeMap::new(), None),
     };
+    let labels = adapter.and_then(|adapter| adapter.head.as_ref()).map_or(&[][..], |head| &head.labels);
     let model = adapter.map_or(Ok(Cow::Borrowed(model)), |adapter| with_biases(model, adapter))?;
     let width = model.input_width();
     let mut order: Vec<&Example> = examples.iter().collect();
@@ -37,15 +42,16 @@ pub fn evaluate_float(model: &Model, adapter: Option<&FloatAdapter>, examples: &
         let count = (BATCH_ROWS / first.rows(width).max(1)).clamp(1, rest.len());
         let (batch, after) = rest.split_at(count);
         rest = after;
-        measure(&model, &factors, head.as_ref(), batch, width, &mut tally)?;
+        measure(&model, &factors, head.as_ref().map(|head| (head, labels)), batch, width, &mut tally)?;
     }
     Ok(tally.metric())
 }
 
 /// What examples of this kind are measured by.
 pub(crate) fn metric_of(examples: &[Example]) -> MetricName {
-    match examples.first().map(|example| example.target) {
+    match examples.first().map(|example| &example.target) {
         Some(Target::Next { .. }) => MetricName::BitsPerCharacter,
+        Some(Target::Words(_)) => MetricName::SpanF1,
         _ => MetricName::Accuracy,
     }
 }
@@ -53,32 +59,47 @@ pub(crate) fn metric_of(examples: &[Example]) -> MetricName {
 fn measure(
     model: &Model,
     factors: &BTreeMap<u16, Factors>,
-    head: Option<&TaskHead>,
+    head: Option<(&TaskHead, &[String])>,
     examples: &[&Example],
     width: usize,
     tally: &mut Tally,
 ) -> Result<()> {
     let Targets { batch, targets, weights } = Targets::new(examples.iter().copied(), width);
-    let outputs = model.forward(&batch, factors, head)?;
+    let labels = head.map_or(&[][..], |(_, labels)| labels);
+    let outputs = model.forward(&batch, factors, head.map(|(head, _)| head))?;
     let n_out = outputs.dim(1)?;
     let outputs: Vec<f32> = outputs.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?;
     let mut rows = outputs.chunks_exact(n_out).zip(targets.iter().zip(&weights));
     for example in examples {
-        match example.target {
+        match &example.target {
             Target::Class(class) => {
                 let outputs = rows.next().map_or(&[][..], |(outputs, _)| outputs);
-                tally.answer(outputs, class);
+                tally.answer(outputs, *class);
+            }
+            Target::Words(tagged) => {
+                let outputs: Vec<&[f32]> =
+                    rows.by_ref().take(batch.rows).map(|(outputs, _)| outputs).collect();
+                tally.spans(&spans(tagged, &outputs, labels), &tagged.spans);
             }
             Target::Next { characters, .. } => {
                 let counted = rows.by_ref().take(batch.rows).filter(|(_, (_, weight))| **weight > 0.0);
                 let nats = counted
                     .map(|(logits, (target, _))| negative_log_likelihood(logits, *target as usize))
                     .sum();
-                tally.text(nats, characters);
+                tally.text(nats, *characters);
             }
         }
     }
     Ok(())
+}
+
+/// The spans that the outputs after each row tell, joined as a device joins them.
+fn spans(tagged: &Tagged, outputs: &[&[f32]], labels: &[String]) -> Vec<TextSpan> {
+    let mut spans = Spans::default();
+    let label = |row: usize| labels.get(argmax(outputs[row])).map_or("", String::as_str);
+    let found = tagged.words.iter().filter_map(|word| spans.push(word.word, label(word.row)));
+    let found: Vec<TextSpan> = found.map(TextSpan::from).collect();
+    found.into_iter().chain(spans.finish().map(TextSpan::from)).collect()
 }
 
 /// An adapter's factors as the executor takes them.

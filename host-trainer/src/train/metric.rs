@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::data::text::TextSpan;
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -10,6 +12,10 @@ pub enum MetricName {
     BitsPerCharacter,
     /// Fraction of examples whose greatest output is the right one. Higher is better.
     Accuracy,
+    /// F1 of the spans of all texts together, as CoNLL counts: 2 hits / (spans found + spans that are right), where a hit has both
+    /// its bounds and its kind right. Higher is better.
+    #[serde(rename = "span_f1")]
+    SpanF1,
 }
 
 impl MetricName {
@@ -18,12 +24,13 @@ impl MetricName {
         match self {
             Self::BitsPerCharacter => "bits_per_character",
             Self::Accuracy => "accuracy",
+            Self::SpanF1 => "span_f1",
         }
     }
 
     /// Whether a higher value is the better one.
     pub fn higher_is_better(self) -> bool {
-        self == Self::Accuracy
+        self != Self::BitsPerCharacter
     }
 }
 
@@ -54,9 +61,9 @@ pub(crate) fn number_or_nan<'d, D: Deserializer<'d>>(deserializer: D) -> Result<
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Tally {
     name: MetricName,
-    /// Nats, or right answers.
+    /// Nats, right answers, or twice the hits among spans.
     sum: f64,
-    /// Characters, or answers.
+    /// Characters, answers, or spans found and right ones.
     count: f64,
     examples: usize,
 }
@@ -77,6 +84,14 @@ impl Tally {
     pub(crate) fn answer(&mut self, outputs: &[f32], class: usize) {
         self.sum += f64::from(u8::from(argmax(outputs) == Some(class)));
         self.count += 1.0;
+        self.examples += 1;
+    }
+
+    /// The spans found in a text and those that are right.
+    pub(crate) fn spans(&mut self, found: &[TextSpan], right: &[TextSpan]) {
+        let hits = found.iter().filter(|span| right.contains(span)).count();
+        self.sum += 2.0 * hits as f64;
+        self.count += (found.len() + right.len()) as f64;
         self.examples += 1;
     }
 
@@ -114,6 +129,23 @@ mod tests {
         let metric = tally.metric();
         assert!((metric.value - 3.0).abs() < 1e-12, "eight equal outputs are three bits: {metric:?}");
         assert_eq!(metric.examples, 2);
+    }
+
+    #[test]
+    fn a_span_is_right_with_both_bounds_and_its_kind() {
+        let span = |start, end, kind: &str| TextSpan { start, end, kind: kind.to_owned() };
+        let mut tally = Tally::new(MetricName::SpanF1);
+        tally.spans(
+            &[span(0, 4, "a"), span(5, 9, "b"), span(10, 12, "b")],
+            &[span(0, 4, "a"), span(5, 8, "b")],
+        );
+        tally.spans(&[span(3, 4, "a")], &[span(3, 4, "b"), span(7, 9, "c"), span(11, 12, "a")]);
+        tally.spans(&[span(2, 4, "c")], &[span(2, 4, "c")]);
+        let metric = tally.metric();
+        // Two hits; five found, six right ones.
+        assert!((metric.value - 4.0 / 11.0).abs() < 1e-12, "{metric:?}");
+        assert_eq!(metric.examples, 3);
+        assert_eq!(serde_json::to_value(metric.name).unwrap(), metric.name.as_str());
     }
 
     #[test]

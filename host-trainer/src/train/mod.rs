@@ -24,7 +24,7 @@ mod stopping;
 mod tests;
 mod watch;
 
-pub use batches::{Example, Sequence, Target};
+pub use batches::{Example, Sequence, Tagged, TaggedWord, Target};
 pub use config::{DatasetKind, DeviceKind, Length, Method, TrainConfig};
 pub use data::TaskData;
 pub use error::TrainError;

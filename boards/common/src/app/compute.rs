@@ -2,7 +2,7 @@
 
 use rankpatch_format::digest::Digest;
 use rankpatch_format::link::{ErrorCode, MAX_DATA_BYTES, Response};
-use rankpatch_runtime::Sampler;
+use rankpatch_runtime::{Sampler, Span};
 
 use super::{App, Refusal, refuse, send};
 use crate::{Board, Counter};
@@ -111,6 +111,25 @@ impl<B: Board> App<B> {
         self.engine.reset();
         self.engine.run_tokens(self.tokens.get(..len).unwrap_or(&[]))?;
         Ok(self.timed(len, start))
+    }
+
+    /// Tells the spans of a text, one by one while it is read.
+    pub(super) fn run_spans(&mut self, link: &mut B::Link, id: u8, text: &str) -> Result<(), Refusal> {
+        let len = self.encode(text)?;
+        let tokens = self.tokens.get(..len).unwrap_or(&[]);
+        let counter = &self.counter;
+        let start = counter.ticks();
+        let (mut n_spans, mut sending) = (0, 0);
+        let digest = self.engine.run_spans(tokens, |Span { start, end, kind }| {
+            let before = counter.ticks();
+            send(link, id, &Response::Span { start: start as u32, end: end as u32, kind });
+            sending += counter.ticks() - before;
+            n_spans += 1;
+        })?;
+        let rows = self.engine.position();
+        let ticks = self.timed(rows, start + sending);
+        send(link, id, &Response::Spans { n_spans, digest, ticks });
+        Ok(())
     }
 
     /// Runs the prompt; the tokens follow one by one. The same request again, while it is worked on, changes nothing.

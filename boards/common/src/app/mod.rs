@@ -345,6 +345,7 @@ impl<B: Board> App<B> {
             Request::RunText { text } => {
                 self.run_text(text).and_then(|ticks| self.send_output(link, id, 0, ticks))
             }
+            Request::Spans { text } => self.run_spans(link, id, text),
             request => self.act(request).map(|response| send(link, id, &response)),
         };
         if let Err(refusal) = done {

@@ -16,6 +16,7 @@ use super::exit::{BAD_INPUT, FAILURE, Failure, Outcome, REFUSED};
 use super::features::Source;
 use super::labels;
 use super::sim::{Answer, SamplingArgs};
+use super::spans::SpanAnswer;
 use crate::client::lossy::{Faults, Lossy};
 use crate::client::{
     Activated, Address, ClientError, Device, Generated, Options, Output, Sampling, Transport, mode_name,
@@ -104,6 +105,9 @@ enum Verb {
         /// Name the outputs as this adapter or base does
         #[arg(long, value_name = "FILE")]
         labels: Option<PathBuf>,
+        /// Tell the spans of the text; the adapter must answer after each row
+        #[arg(long, requires = "text", conflicts_with = "labels")]
+        spans: bool,
     },
     /// Continues a text
     Generate {
@@ -192,7 +196,13 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
                 format!("self-test passed: digest {:#018x}, {} ticks\n", tested.digest, grouped(tested.ticks))
             })
         }
-        Verb::Run { text, source, audio, rate, labels } => {
+        Verb::Run { text: Some(text), spans: true, .. } => {
+            let found = connect(args)?.spans(text)?;
+            let told = Told { answer: SpanAnswer::new(text, &found.spans, found.digest), ticks: found.ticks };
+            console
+                .print(format, &told, |told| told.answer.text() + &fields(&[("ticks ", grouped(told.ticks))]))
+        }
+        Verb::Run { text, source, audio, rate, labels, .. } => {
             let labels = labels.as_ref().map_or(Ok(Vec::new()), |path| labels::read(path))?;
             let samples = audio.as_ref().map(|path| audio::samples(path, *rate)).transpose()?;
             self::run_once(args, (text.as_deref(), source, samples), labels, console)
@@ -313,6 +323,14 @@ fn activate(device: &mut Port, slot: u8, mode: Mode, trial: Trial) -> Outcome<Ac
 struct RunAnswer {
     #[serde(flatten)]
     answer: Answer,
+    ticks: u64,
+}
+
+/// The spans that a device told.
+#[derive(Debug, Serialize)]
+struct Told {
+    #[serde(flatten)]
+    answer: SpanAnswer,
     ticks: u64,
 }
 

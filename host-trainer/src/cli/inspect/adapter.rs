@@ -174,6 +174,8 @@ fn preview(path: &Path, preview: &Preview<'_>) -> Report {
             pooling: match head.pooling {
                 Pooling::Last => "last",
                 Pooling::Mean => "mean",
+                Pooling::Every => "every",
+                Pooling::Reread => "reread",
             },
             outputs: head.scales.len() / 2,
             payload_bytes: None,

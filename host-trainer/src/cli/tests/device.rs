@@ -180,6 +180,10 @@ fn a_device_runs_texts_features_and_prompts() {
     let device = |line: &str| server.run(&fixture, line);
     let output = device("run --features @rows.f32 --rows 3 --format json").json();
     assert_eq!((output["argmax"].as_u64(), output["values"][599].as_f64()), (Some(599), Some(1198.0)));
+    let found = device("run --text ab,cd, --spans --format json").json();
+    let span = |text, start: u8| serde_json::json!({ "kind": "part", "text": text, "start": start, "end": start + 2 });
+    assert_eq!(found["spans"], serde_json::json!([span("ab", 0), span("cd", 3)]));
+    assert_eq!((&found["digest"], &found["ticks"]), (&"0x0000000000000005".into(), &12.into()));
     assert_eq!(device("run --text ab --format json").json()["values"], serde_json::json!([97.0, 98.0]));
     let named = device("run --text abcde --labels @encoder.rpb --format json").json();
     assert_eq!((named["argmax"].as_u64(), named["label"].as_str()), (Some(4), Some("class 4")));

@@ -1,5 +1,6 @@
 //! `sim`, `train` and `eval`: what runs.
 
+use rankpatch_format::adapter::Pooling;
 use rankpatch_format::digest::Digest;
 use rankpatch_format::fixture;
 use rankpatch_format::layout::Layout;
@@ -75,6 +76,30 @@ fn sim_runs_recordings() {
     fixture.write("odd.pcm", &bytes[..7]);
     let odd = fixture.run("sim --base @listener.rpb --audio @odd.pcm");
     odd.fails(exit::BAD_INPUT, "expected an even number, found 7");
+}
+
+#[test]
+fn sim_tells_spans() {
+    let fixture = Fixture::new();
+    let mut data = fixture::adapter(&fixture.decoder, &[(0, 3)], Some(3), 1.0, 5);
+    let head = data.head.as_mut().unwrap();
+    (head.pooling, head.labels) = (Pooling::Every, ["B-x", "I-x", "B-y"].map(String::from).to_vec());
+    fixture.write("spans.rpa", &data.write().unwrap());
+    let text = "ab,cd";
+    let line = format!("sim --base @decoder.rpb --adapter @spans.rpa --text {text} --format json");
+    let found = fixture.run(&line).json();
+    let simulator = Simulator::new(Image::new(&fixture.read("decoder.rpb"))).unwrap();
+    let simulator = simulator.with_adapter(fixture.read("spans.rpa"), Mode::Streamed).unwrap();
+    let (spans, digest) = simulator.spans(text).unwrap();
+    assert_eq!(found["digest"], format!("{digest:#018x}"));
+    let told: Vec<&str> =
+        found["spans"].as_array().unwrap().iter().map(|span| span["text"].as_str().unwrap()).collect();
+    assert_eq!(told, spans.iter().map(|span| &text[span.start..span.end]).collect::<Vec<_>>());
+    assert!(!told.is_empty());
+    let table = fixture.run(&line.replace("--format json", "")).text();
+    assert!(table.starts_with("span") && table.contains(&spans[0].kind), "{table}");
+    let inspected = fixture.run("inspect @spans.rpa").text();
+    assert!(inspected.contains("every"), "{inspected}");
 }
 
 #[test]

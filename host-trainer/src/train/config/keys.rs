@@ -45,7 +45,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "dataset",
         "",
-        "\"jsonl\", \"csv\", \"text\", \"document\", \"features\", \"recordings\", \"names\", \"intents\" or \"speakers\"",
+        "\"jsonl\", \"csv\", \"text\", \"document\", \"stories\", \"features\", \"recordings\", \"names\", \"intents\", \"slots\" or \"speakers\"",
         |c, v| choice(v).map(|kind| c.dataset = kind),
     ),
     key("data", "", "a path", |c, v| path(v).map(|path| c.data = path)),
@@ -68,10 +68,12 @@ pub(super) const KEYS: &[Key] = &[
             Some(())
         },
     ),
-    key("pooling", "", "\"mean\" or \"last\"", |c, v| {
+    key("pooling", "", "\"mean\", \"last\", \"every\" or \"reread\"", |c, v| {
         c.pooling = match v.as_str()? {
             "mean" => Pooling::Mean,
             "last" => Pooling::Last,
+            "every" => Pooling::Every,
+            "reread" => Pooling::Reread,
             _ => return None,
         };
         Some(())

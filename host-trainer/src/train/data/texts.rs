@@ -10,13 +10,14 @@ use super::TaskData;
 use crate::Result;
 use crate::data::encoder::{Learned, TextEncoder};
 use crate::data::records::{self, Record};
-use crate::data::{Classes, Labelled, Split};
+use crate::data::{Classes, Labelled, Split, text};
 
 /// Reads the records and sets a part apart.
 pub(crate) fn read(config: &TrainConfig) -> Result<Split<Record>> {
     let read = |path: &Path| match config.dataset {
         DatasetKind::Jsonl => records::json_lines(path),
         DatasetKind::Csv => records::csv(path),
+        DatasetKind::Stories => Ok(text::stories(path)?.into_iter().map(Record::Text).collect()),
         _ => records::lines(path),
     };
     let records = read(&config.data)?;

@@ -125,6 +125,21 @@ fn a_task_with_classes_saves_its_head() {
 }
 
 #[test]
+fn slots_have_an_answer_for_each_word_and_nothing_else_has() {
+    let config = parse("", &[("dataset", "slots")]).unwrap();
+    assert_eq!((config.dataset, config.pooling), (DatasetKind::Slots, Pooling::Reread));
+    assert_eq!(config.lora.modules_to_save, ["head"]);
+    assert_eq!(parse("", &[("dataset", "slots"), ("pooling", "every")]).unwrap().pooling, Pooling::Every);
+    let error = message("", &[("dataset", "slots"), ("pooling", "mean")]);
+    assert!(error.contains("pooling: expected \"every\" or \"reread\" with dataset = \"slots\""), "{error}");
+    let error = message("", &[("dataset", "intents"), ("pooling", "reread")]);
+    assert!(
+        error.ends_with("pooling: expected \"mean\" or \"last\" (a sequence has one answer), found reread"),
+        "{error}"
+    );
+}
+
+#[test]
 fn an_unknown_key_is_answered_with_the_nearest() {
     for (key, nearest) in
         [("lora_alhpa", "lora_alpha"), ("target_module", "target_modules"), ("batchsize", "batch_size")]
@@ -151,7 +166,6 @@ fn wrong_types_and_ranges_name_key_expected_and_found() {
             "target_modules = [1]",
             "target_modules: expected a list of names, globs or regular expressions of sites, or \"all-linear\", found array [1]",
         ),
-        ("target_modules = []", "target_modules: expected a list of names, globs"),
         ("target_modules = \"attn.(q\"", "target_modules: expected a list of names, globs"),
         ("exclude_modules = [\"+\"]", "exclude_modules: expected a list of names, globs"),
         (

@@ -12,6 +12,7 @@ mod peft_library;
 mod pissa;
 mod relative;
 mod run;
+mod slots;
 mod tasks;
 mod tiny;
 mod trimming;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use super::tiny::{class_config, classes, config, network, texts};
 use crate::Error;
 use crate::export::{dequantize, export, quantize};
-use crate::lora::{ALL_LINEAR, FloatAdapter};
+use crate::lora::{ALL_LINEAR, FloatAdapter, LoraConfig};
 use crate::train::{
     Event, Length, MetricName, Phase, Reporter, Sequence, Target, TaskData, TrainConfig, TrainError, Trainer,
     evaluate_float,
@@ -304,6 +304,13 @@ fn a_site_that_gets_no_gradient_stops_the_run() {
         "{error}"
     );
     assert_eq!(trainer.step(), 3);
+}
+
+#[test]
+fn a_task_of_texts_without_sites_has_nothing_to_train() {
+    let lora = LoraConfig { target_modules: Vec::new(), ..config().lora };
+    let error = refusal(TrainConfig { lora, ..config() }, texts()).to_string();
+    assert!(error.starts_with("target_modules binds to nothing"), "{error}");
 }
 
 #[test]
