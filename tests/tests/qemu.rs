@@ -176,9 +176,12 @@ fn spans_of_a_text_are_the_same_on_host_and_device() {
             assert_eq!((&found.spans, found.digest), (&expected, digest), "{pooling:?}, {mode:?}");
             assert!(!expected.is_empty() && found.ticks > 0);
         }
-        // The sequence that was read twice fits half as often.
-        let long = "a b ".repeat(200);
-        assert!(matches!(refusal(running.device.spans(&long)), ErrorCode::SequenceTooLong));
+        // 402 tokens, of which 512 can be kept once.
+        let long = running.device.spans(&"a b ".repeat(200));
+        assert_eq!(long.is_ok(), pooling == Pooling::Every);
+        if pooling == Pooling::Reread {
+            assert!(matches!(refusal(long), ErrorCode::SequenceTooLong));
+        }
     }
     running.device.detach().unwrap();
     assert!(matches!(refusal(running.device.spans(text)), ErrorCode::WrongInput));

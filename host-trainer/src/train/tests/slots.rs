@@ -58,8 +58,7 @@ fn requests_have_the_classes_of_their_words() {
 /// Texts of four words. `go` is always a slot; `e5` is one together with an `ab` behind it, alone it is none.
 fn file(name: &str, lines: usize) -> String {
     let mut rng = Rng::new(3, name);
-    let mut file = String::from("intent\ttext\tslots\n");
-    for _ in 0..lines {
+    let line = |_| {
         let words: Vec<&str> = (0..4).map(|_| ["ab", "cd", "e5", "go"][rng.below(4) as usize]).collect();
         let slots = words.iter().enumerate().filter_map(|(at, word)| {
             let start = 3 * at;
@@ -70,9 +69,9 @@ fn file(name: &str, lines: usize) -> String {
             }
         });
         let slots: Vec<String> = slots.collect();
-        file += &format!("i\t{}\t{}\n", words.join(" "), slots.join(" "));
-    }
-    file
+        format!("i\t{}\t{}\n", words.join(" "), slots.join(" "))
+    };
+    "intent\ttext\tslots\n".to_owned() + &(0..lines).map(line).collect::<String>()
 }
 
 #[test]
