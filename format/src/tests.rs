@@ -52,8 +52,12 @@ fn biased_adapter(network: &Network) -> AdapterData {
 
 #[test]
 fn networks_come_back_from_their_image() {
-    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
-        for layout in Layout::ALL {
+    for (first, network) in
+        [fixture::decoder(), fixture::encoder(), fixture::listener()].into_iter().enumerate()
+    {
+        // Under Miri each network has a layout of its own.
+        let layouts = if cfg!(miri) { &Layout::ALL[first..=first] } else { &Layout::ALL };
+        for &layout in layouts {
             let image = image(&network, layout);
             let base = Base::new(image.bytes()).unwrap();
             assert_eq!(base.id(), network.id());

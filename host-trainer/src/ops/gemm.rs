@@ -7,18 +7,22 @@ use std::ops::Range;
 
 use pulp::{Scalar, Simd, WithSimd};
 
-use super::simd::dispatch;
+use super::simd::{LANES, WIDE_LANES, dispatch, dispatch_wide, has_wide_registers};
 
 /// Columns of a panel and of a register tile.
-const WIDE: usize = 16;
+const WIDE: usize = WIDE_LANES;
 /// Columns of a narrow panel, for the last columns or a small rank.
-const NARROW: usize = 8;
+const NARROW: usize = LANES;
 /// Rows of a register tile: the sums of 6 x 16 fill AVX2's registers but for the operands.
 const TILE: usize = 6;
+/// The same for AVX-512: enough sums that each multiply-add finds its own ready.
+const TALL_TILE: usize = 12;
 /// Rows of a register tile of [`outer`].
 const OUTER_TILE: usize = 4;
+/// The same for AVX-512.
+const TALL_OUTER_TILE: usize = 8;
 /// Rows that go over one panel before the next panel: they and it stay in the first-level cache.
-const BLOCK: usize = 8 * TILE;
+const BLOCK: usize = 4 * TALL_TILE;
 
 /// A row-major matrix of which rows may be longer than what is used of them.
 #[derive(Clone, Copy)]
@@ -157,6 +161,7 @@ fn multiply_terms<const N: usize>(mut c: Target<'_>, terms: [(Mat<'_>, &Packed);
     // The last panel may be narrow.
     let last = (cols - 1) / WIDE * WIDE;
     let wide = if terms[0].1.panel(last).1 == WIDE { cols } else { last };
+    let tall = has_wide_registers();
     for block in (0..c.rows).step_by(BLOCK) {
         let end = c.rows.min(block + BLOCK);
         let whole = end - (end - block) % TILE;
@@ -166,7 +171,13 @@ fn multiply_terms<const N: usize>(mut c: Target<'_>, terms: [(Mat<'_>, &Packed);
                 tiles::<$rows, NARROW, N>(&mut c, $range, wide..cols, &terms);
             }};
         }
-        tiles!(6, block..whole);
+        if tall {
+            let tall = whole - (whole - block) % TALL_TILE;
+            tiles!(12, block..tall);
+            tiles!(6, tall..whole);
+        } else {
+            tiles!(6, block..whole);
+        }
         match end - whole {
             0 => {}
             1 => tiles!(1, whole..end),
@@ -237,7 +248,8 @@ fn tiles<const R: usize, const W: usize, const N: usize>(
     }
 
     if !rows.is_empty() && !columns.is_empty() {
-        dispatch(Kernel::<R, W, N> { c, rows, columns, terms });
+        let kernel = Kernel::<R, W, N> { c, rows, columns, terms };
+        if W < WIDE_LANES { dispatch(kernel) } else { dispatch_wide(kernel) }
     }
 }
 
@@ -248,10 +260,12 @@ pub(super) fn outer(mut c: Target<'_>, a: Mat<'_>, b: Mat<'_>, inner: usize) {
     #[cfg(test)]
     counted::add((rows, cols));
     let whole = rows - rows % OUTER_TILE;
+    let tall = if has_wide_registers() { rows - rows % TALL_OUTER_TILE } else { 0 };
     macro_rules! tiles {
         ($width:expr, $from:expr) => {{
             let end = $from + (cols - $from) / $width * $width;
-            outer_tiles::<OUTER_TILE, { $width }>(&mut c, 0..whole, $from..end, a, b, inner);
+            outer_tiles::<TALL_OUTER_TILE, { $width }>(&mut c, 0..tall, $from..end, a, b, inner);
+            outer_tiles::<OUTER_TILE, { $width }>(&mut c, tall..whole, $from..end, a, b, inner);
             outer_tiles::<1, { $width }>(&mut c, whole..rows, $from..end, a, b, inner);
             end
         }};
@@ -322,7 +336,8 @@ fn outer_tiles<const R: usize, const W: usize>(
     }
 
     if !rows.is_empty() && !columns.is_empty() {
-        dispatch(Kernel::<R, W> { c, rows, columns, a, b, inner });
+        let kernel = Kernel::<R, W> { c, rows, columns, a, b, inner };
+        if W < WIDE_LANES { dispatch(kernel) } else { dispatch_wide(kernel) }
     }
 }
 

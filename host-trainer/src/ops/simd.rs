@@ -8,6 +8,8 @@ use pulp::{Scalar, Simd, WithSimd};
 
 /// Lanes of the sums in kernels; a register of AVX2.
 pub(super) const LANES: usize = 8;
+/// Most lanes that any register has; one of AVX-512.
+pub(super) const WIDE_LANES: usize = 2 * LANES;
 
 /// Runs a kernel with the best instructions there are. The kernel must be a closure over `#[inline(always)]` functions.
 #[inline(always)]
@@ -21,7 +23,26 @@ pub(super) fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
             (self.0)()
         }
     }
-    dispatch(Plain(kernel))
+    dispatch_wide(Plain(kernel))
+}
+
+/// Whether [`dispatch_wide`] has registers of [`WIDE_LANES`] lanes, and 32 of them.
+#[inline(always)]
+pub(super) fn has_wide_registers() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return wide::registers().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Runs a kernel that names its vector registers. They have at most [`WIDE_LANES`] lanes.
+#[inline(always)]
+pub(super) fn dispatch_wide<K: WithSimd>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = wide::registers() {
+        return Simd::vectorize(simd, kernel);
+    }
+    dispatch(kernel)
 }
 
 /// Runs a kernel that names its vector registers. They have at most [`LANES`] lanes.
@@ -107,4 +128,37 @@ pub(super) fn largest(values: &[f32], start: f32) -> f32 {
         }
     }
     rest.iter().chain(&lanes).fold(start, |m, &value| if value > m { value } else { m })
+}
+
+#[cfg(target_arch = "x86_64")]
+mod wide {
+    /// AVX-512, if the processor has it.
+    #[inline(always)]
+    pub(super) fn registers() -> Option<pulp::x86::V4> {
+        #[cfg(test)]
+        if super::without_wide_registers::asked() {
+            return None;
+        }
+        pulp::x86::V4::try_new()
+    }
+}
+
+/// Lets a test go the way of processors with narrower registers.
+#[cfg(test)]
+pub(super) mod without_wide_registers {
+    use std::cell::Cell;
+
+    thread_local!(static ASKED: Cell<bool> = const { Cell::new(false) });
+
+    pub(super) fn asked() -> bool {
+        ASKED.get()
+    }
+
+    /// What `f` gives on this thread without them.
+    pub(in crate::ops) fn run<R>(f: impl FnOnce() -> R) -> R {
+        ASKED.set(true);
+        let result = f();
+        ASKED.set(false);
+        result
+    }
 }

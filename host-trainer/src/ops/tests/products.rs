@@ -1,6 +1,7 @@
 //! The matrix kernels against a plain loop, for every tail of a tile.
 
 use super::super::gemm::{Mat, Packed, Target, multiply, outer};
+use super::super::simd::without_wide_registers;
 use crate::rng::Rng;
 
 /// What the kernels must not touch.
@@ -18,7 +19,12 @@ fn chain(start: f32, pairs: impl Iterator<Item = (f32, f32)>) -> f32 {
 
 #[test]
 fn multiply_has_the_same_bits_as_the_loop() {
-    for rows in [1, 2, 3, 4, 5, 6, 7, 11, 12, 49, 54] {
+    multiply_against_the_loop();
+    without_wide_registers::run(multiply_against_the_loop);
+}
+
+fn multiply_against_the_loop() {
+    for rows in [1, 2, 3, 4, 5, 6, 7, 11, 12, 19, 49, 54] {
         for cols in [1, 3, 7, 8, 9, 12, 15, 16, 17, 23, 24, 25, 32, 40] {
             for inner in [1, 2, 5, 8, 19] {
                 let (stride_a, stride_c, inner2) = (inner + 3, cols + 2, 4);
@@ -75,7 +81,12 @@ fn multiply_can_leave_columns_out() {
 
 #[test]
 fn outer_has_the_same_bits_as_the_loop() {
-    for rows in [1, 3, 4, 5, 8, 13] {
+    outer_against_the_loop();
+    without_wide_registers::run(outer_against_the_loop);
+}
+
+fn outer_against_the_loop() {
+    for rows in [1, 3, 4, 5, 8, 13, 17] {
         for cols in [1, 2, 4, 7, 8, 12, 15, 16, 31, 172] {
             for inner in [1, 6, 17] {
                 let (stride_a, stride_b, stride_c) = (rows + 1, cols + 2, cols + 3);
