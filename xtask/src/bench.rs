@@ -146,7 +146,7 @@ fn network(board: &Board, bench: &str, shape: [u64; 2], ticks: &Value, macs: u64
 }
 
 /// The firmware with a carried model in its base partition.
-fn boot(tool: &Tool, board: &Board, model: &str) -> Result<Qemu> {
+pub(crate) fn boot(tool: &Tool, board: &Board, model: &str) -> Result<Qemu> {
     let elf = firmware::build(board, "firmware")?;
     let target = board.base_target();
     let base: PathBuf = output_folder("bench")?.join(format!("{model}-{target}.rpb"));
@@ -156,7 +156,8 @@ fn boot(tool: &Tool, board: &Board, model: &str) -> Result<Qemu> {
     Qemu::boot(board, &elf, &Options { count_instructions: true, images, ..Options::default() })
 }
 
-fn ask(tool: &Tool, qemu: &Qemu, arguments: &[&str]) -> Result<Value> {
+/// Asks the firmware through its link.
+pub(crate) fn ask(tool: &Tool, qemu: &Qemu, arguments: &[&str]) -> Result<Value> {
     let port = format!("tcp:{}", qemu.link_address());
     tool.json(&[&["device", "--port", &port, "--timeout", "300"], arguments].concat())
 }

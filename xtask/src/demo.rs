@@ -184,6 +184,13 @@ impl Tool {
 
     /// What a command prints with `--format json`; its progress goes to stderr.
     pub(crate) fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let (value, succeeded) = self.try_json(arguments)?;
+        ensure!(succeeded, "rankpatch {} failed", arguments.join(" "));
+        Ok(value)
+    }
+
+    /// The same, and whether the command has succeeded: some print what they did nevertheless.
+    pub(crate) fn try_json(&self, arguments: &[&str]) -> Result<(Value, bool)> {
         let output = Command::new(&self.0)
             .args(arguments)
             .args(["--format", "json"])
@@ -192,11 +199,13 @@ impl Tool {
             .stderr(Stdio::inherit())
             .output()
             .with_context(|| format!("cannot start {}", self.0.display()))?;
-        if !output.status.success() {
+        let succeeded = output.status.success();
+        if !succeeded && output.stdout.is_empty() {
             bail!("rankpatch {} failed: {}", arguments.join(" "), output.status);
         }
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("expected JSON from rankpatch {}", arguments.join(" ")))
+        let value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("expected JSON from rankpatch {}", arguments.join(" ")))?;
+        Ok((value, succeeded))
     }
 
     /// What the plain base says on the host.

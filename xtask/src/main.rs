@@ -32,7 +32,8 @@ Tasks:
                   step times and memory of the trainer, on the CPU or a GPU; with a Python that has torch, transformers and
                   peft, also of those, in turns
   tasks [--data FOLDER] [--seeds N] [TASK..]
-                  trains the tasks of host-trainer/tasks/whole whose data are in the folder, and writes one table of them
+                  trains the tasks of host-trainer/tasks/whole whose data are in the folder, counts their instructions in QEMU,
+                  and writes one table of them; what was trained before is not trained again
   golden          writes the golden files of the format anew; review them as a change of the format
   miri            readers and slots under Miri; needs a nightly compiler
   fuzz [TARGET [RUNS]]  libFuzzer on every target of fuzz/, 1,000,000 executions each; needs nightly and cargo-fuzz

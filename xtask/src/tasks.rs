@@ -1,25 +1,31 @@
-//! Trains every task of `host-trainer/tasks/whole` from its file, measures what came of it with the device's code, and writes one
-//! table and a picture of it.
+//! Trains every task of `host-trainer/tasks/whole` from its file, measures what came of it with the device's code and on an emulated
+//! Cortex-M4, and writes one table and a picture of it.
 //!
-//! Everything is done by the `rankpatch` command; this file finds data, calls it and puts numbers beside each other.
+//! Everything is done by the `rankpatch` command and the firmware; this file calls them and puts numbers beside each other.
+//! A task that cannot be trained is named and left out. What an earlier call has trained is not trained again.
 
+mod device;
 mod picture;
 mod table;
+mod task;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use device::Installed;
 use serde_json::Value;
 use table::{Row, Run};
+use task::{Task, find, groups};
 use xtask::{output_folder, workspace_root};
 
 use crate::demo::{Tool, text};
 
-const FILES: &str = "host-trainer/tasks/whole";
 /// Data that the repository carries: a part of what the tasks want.
 const CARRIED: &str = "tests/data";
+/// What an adapter's learning rate is divided by when every weight learns.
+const FULL_RATE_DIVISOR: f64 = 10.0;
 
 /// What to train.
 #[derive(Debug)]
@@ -50,53 +56,6 @@ impl Options {
     }
 }
 
-/// A task's file, as far as this command reads it.
-struct Task {
-    name: String,
-    file: PathBuf,
-    /// The base as the file has it: tasks of one base and the same data train together.
-    base: String,
-    data: PathBuf,
-    test_data: Option<PathBuf>,
-    classifies: bool,
-}
-
-impl Task {
-    fn read(file: &Path, data: &Path) -> Result<Self> {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let table: toml::Table = text.parse().with_context(|| format!("in {}", file.display()))?;
-        let key = |key: &str| table.get(key).and_then(toml::Value::as_str);
-        let need =
-            |name: &str| key(name).with_context(|| format!("expected a key {name} in {}", file.display()));
-        Ok(Self {
-            name: need("task")?.to_owned(),
-            file: file.to_owned(),
-            base: need("base")?.to_owned(),
-            data: data.join(need("data")?),
-            test_data: key("test_data").map(|path| data.join(path)),
-            classifies: matches!(need("dataset")?, "recordings" | "intents" | "features"),
-        })
-    }
-
-    /// The first of its data that is not there.
-    fn missing(&self) -> Option<&Path> {
-        [Some(&self.data), self.test_data.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(PathBuf::as_path)
-            .find(|path| !path.exists())
-    }
-
-    /// Options that say where its data lie.
-    fn data_options(&self) -> Result<Vec<&str>> {
-        let mut options = vec!["--data", text(&self.data)?];
-        if let Some(path) = &self.test_data {
-            options.extend(["--test-data", text(path)?]);
-        }
-        Ok(options)
-    }
-}
-
 /// Trains, measures, writes `target/tasks/tasks.json` and `tasks.svg`, and prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let tasks = find(options)?;
@@ -104,132 +63,175 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let folder = output_folder("tasks")?;
     let tool = Tool::build()?;
     let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
+    for task in tasks.iter().filter(|task| !task.trains) {
+        if let Some(row) = kept(&task.name, base_alone(&tool, task)) {
+            rows.insert(&task.name, row);
+        }
+    }
     for group in groups(&tasks) {
         for seed in 0..options.seeds {
-            let out = folder.join(format!("seed{seed}"));
-            train(&tool, &group, seed, &out, &[])?;
-            for task in &group {
-                let summary = summary(&out, task)?;
-                let metric = &summary["metric"];
-                let number = |value: &Value| value.as_f64();
-                let row = rows.entry(&task.name).or_insert_with(|| Row::new(&task.name, &summary));
-                row.runs.push(Run {
-                    seed,
-                    float: number(&metric["adapter_float"]),
-                    streamed: number(&metric["adapter_device"]),
-                    merged: merged(&tool, task, &out)?,
-                    seconds: number(&summary["training_seconds"]),
-                });
-            }
+            runs(&tool, &group, seed, &folder.join(format!("seed{seed}")), &mut rows)?;
         }
-        if group[0].classifies {
-            let out = folder.join("head-only");
-            train(&tool, &group, 0, &out, &["--target-modules", "[]"])?;
-            for task in &group {
-                let value = summary(&out, task)?["metric"]["adapter_device"].as_f64();
-                if let Some(row) = rows.get_mut(task.name.as_str()) {
-                    row.head_only = value;
-                }
+        // What is a reference only is run once.
+        let trained = || group.iter().copied().filter(|task| rows.contains_key(task.name.as_str()));
+        let with_head: Vec<&Task> = trained().filter(|task| !rows[task.name.as_str()].is_text()).collect();
+        let head_only = train(&tool, &with_head, 0, &folder.join("head-only"), &["--target-modules", "[]"])?;
+        let mut full = BTreeMap::new();
+        for task in trained() {
+            let rate = (task.learning_rate / FULL_RATE_DIVISOR).to_string();
+            let options = ["--method", "full", "--learning-rate", &rate];
+            full.extend(train(&tool, &[task], 0, &folder.join("full"), &options)?);
+        }
+        for (name, row) in &mut rows {
+            if let Some(summary) = head_only.get(*name) {
+                row.head_only = summary["metric"]["adapter_device"].as_f64();
+            }
+            if let Some(summary) = full.get(*name) {
+                row.full = summary["metric"]["adapter_float"].as_f64();
             }
         }
     }
+    rows.retain(|_, row| row.is_complete(options.seeds));
+    ensure!(!rows.is_empty(), "no task could be trained");
+    if let Err(error) = count(&tool, &tasks, &folder, &mut rows) {
+        eprintln!("instructions are left out: {error:#}");
+    }
     let rows: Vec<Row> = tasks.iter().filter_map(|task| rows.remove(task.name.as_str())).collect();
-    let json = serde_json::json!({ "seeds": options.seeds, "tasks": rows.iter().map(Row::json).collect::<Vec<_>>() });
-    fs::write(folder.join("tasks.json"), serde_json::to_string_pretty(&json)? + "\n")?;
+    fs::write(
+        folder.join("tasks.json"),
+        serde_json::to_string_pretty(&table::json(options.seeds, &rows))? + "\n",
+    )?;
     picture::write(&folder.join("tasks.svg"), &rows)?;
-    println!("{}", table::text(&rows));
+    println!("{}\n\nwritten to {}", table::text(&rows), folder.join("tasks.json").display());
     Ok(())
 }
 
-/// The tasks that are asked for and have their data, in the order of their names; the others are named.
-fn find(options: &Options) -> Result<Vec<Task>> {
-    let folder = workspace_root().join(FILES);
-    let mut files = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        files.push(entry?.path());
-    }
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
-    files.sort();
-    let mut tasks = Vec::new();
-    for file in files {
-        let task = Task::read(&file, &options.data)?;
-        if !options.tasks.is_empty() && !options.tasks.contains(&task.name) {
-            continue;
-        }
-        match task.missing() {
-            Some(path) => eprintln!("{} is left out: there is no {}", task.name, path.display()),
-            None => tasks.push(task),
-        }
-    }
-    if let Some(name) = options.tasks.iter().find(|name| !folder.join(format!("{name}.toml")).exists()) {
-        anyhow::bail!("expected the name of a task in {FILES}, found {name}");
-    }
-    Ok(tasks)
+/// What has been found; what has not is said, and left out.
+fn kept<T>(task: &str, found: Result<T>) -> Option<T> {
+    found.inspect_err(|error| eprintln!("{task} is left out: {error:#}")).ok()
 }
 
-/// Tasks that may train in one pass: of one base, with the same data.
-fn groups(tasks: &[Task]) -> Vec<Vec<&Task>> {
-    let mut groups: Vec<Vec<&Task>> = Vec::new();
-    for task in tasks {
-        let fits = |group: &&mut Vec<&Task>| {
-            let first = group[0];
-            (&first.base, &first.data, &first.test_data) == (&task.base, &task.data, &task.test_data)
-        };
-        match groups.iter_mut().find(fits) {
-            Some(group) => group.push(task),
-            None => groups.push(vec![task]),
-        }
+/// Trains a group with one seed and adds a run to each task's row; those with a run missing are left out at the end.
+fn runs<'t>(
+    tool: &Tool,
+    group: &[&'t Task],
+    seed: u64,
+    out: &Path,
+    rows: &mut BTreeMap<&'t str, Row>,
+) -> Result<()> {
+    for (name, summary) in train(tool, group, seed, out, &[])? {
+        let Some(task) = group.iter().find(|task| task.name == name) else { continue };
+        let Some(merged) = kept(&name, merged(tool, task, out)) else { continue };
+        let metric = &summary["metric"];
+        let row = rows.entry(&task.name).or_insert_with(|| Row::new(&name, &summary));
+        row.runs.push(Run {
+            seed,
+            float: metric["adapter_float"].as_f64(),
+            streamed: metric["adapter_device"].as_f64(),
+            merged,
+            seconds: summary["training_seconds"].as_f64(),
+        });
     }
-    groups
+    Ok(())
 }
 
-/// Trains a group; each task has a folder of its name in `out`.
-fn train(tool: &Tool, group: &[&Task], seed: u64, out: &Path, more: &[&str]) -> Result<()> {
+/// Trains a group; each task has a folder of its name in `out`. The summaries of those that could be trained, by their names.
+fn train(
+    tool: &Tool,
+    group: &[&Task],
+    seed: u64,
+    out: &Path,
+    more: &[&str],
+) -> Result<BTreeMap<String, Value>> {
+    let Some(first) = group.first() else { return Ok(BTreeMap::new()) };
     let names: Vec<&str> = group.iter().map(|task| task.name.as_str()).collect();
     eprintln!("training {}, seed {seed} {}", names.join(", "), more.join(" "));
     let seed = seed.to_string();
-    let mut arguments = vec!["train"];
+    // With a shard one task, too, is trained as many are: its folder has its name, and what is done is skipped.
+    let mut arguments = vec!["train", "--shard", "1/1", "--out", text(out)?, "--seed", &seed];
     for task in group {
         arguments.push(text(&task.file)?);
     }
-    let own = out.join(names[0]);
-    arguments.extend(["--out", text(if group.len() == 1 { &own } else { out })?, "--seed", &seed]);
-    arguments.extend(group[0].data_options()?);
+    arguments.extend(first.data_options()?);
     arguments.extend(more);
-    tool.json(&arguments)?;
-    Ok(())
+    let answered = kept(&names.join(", "), tool.try_json(&arguments));
+    Ok(answered.map(|(results, _)| summaries(&results)).unwrap_or_default())
 }
 
-fn summary(out: &Path, task: &Task) -> Result<Value> {
-    let path = out.join(&task.name).join("summary.json");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))
+/// The summaries in the trainer's answer, by the names of their tasks. What failed is said.
+fn summaries(results: &Value) -> BTreeMap<String, Value> {
+    let mut summaries = BTreeMap::new();
+    for result in results["tasks"].as_array().into_iter().flatten() {
+        let task = result["task"].as_str().unwrap_or_default();
+        if result["summary"].is_object() {
+            summaries.insert(task.to_owned(), result["summary"].clone());
+        } else {
+            let error = result["error"].as_str().or(result["status"].as_str()).unwrap_or("no result");
+            eprintln!("{task} is left out: {error}");
+        }
+    }
+    summaries
 }
 
 /// The metric with the adapter merged into the weights.
 fn merged(tool: &Tool, task: &Task, out: &Path) -> Result<Option<f64>> {
-    let adapter = out.join(&task.name).join(format!("{}.rpa", task.name));
+    let adapter = adapter(out, task);
     let mut arguments = vec!["eval", "--task", text(&task.file)?, "--adapter", text(&adapter)?, "--merged"];
     arguments.extend(task.data_options()?);
     Ok(tool.json(&arguments)?["metric"]["value"].as_f64())
 }
 
+/// The row of a task that is the base as it is.
+fn base_alone(tool: &Tool, task: &Task) -> Result<Row> {
+    let mut arguments = vec!["eval", "--task", text(&task.file)?];
+    arguments.extend(task.data_options()?);
+    let evaluated = tool.json(&arguments)?;
+    let metric = &evaluated["metric"];
+    ensure!(metric["value"].is_number(), "expected a value of the metric, found {metric}");
+    Ok(Row::base_alone(&task.name, metric))
+}
+
+fn adapter(out: &Path, task: &Task) -> PathBuf {
+    out.join(&task.name).join(format!("{}.rpa", task.name))
+}
+
+/// Adds what the first run's adapters cost on the device, base by base.
+fn count(tool: &Tool, tasks: &[Task], folder: &Path, rows: &mut BTreeMap<&str, Row>) -> Result<()> {
+    let mut bases: BTreeMap<&str, Vec<Installed<'_>>> = BTreeMap::new();
+    for task in tasks.iter().filter(|task| task.trains) {
+        if let Some(row) = rows.get(task.name.as_str()) {
+            let adapter = adapter(&folder.join("seed0"), task);
+            let installed = Installed { task, adapter, answer: row.answer() };
+            bases.entry(&task.base).or_default().push(installed);
+        }
+    }
+    for (base, tasks) in bases {
+        eprintln!("counting instructions of {} tasks on {base}", tasks.len());
+        let counts = device::count(tool, &tasks, folder).with_context(|| format!("with {base}"))?;
+        for (Installed { task, .. }, counts) in tasks.iter().zip(counts) {
+            if let Some(row) = rows.get_mut(task.name.as_str()) {
+                row.counts = Some(counts);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn every_task_is_read_and_those_of_one_recording_train_together() {
-        let options = Options::parse(&["--data", "/no/such/folder", "--seeds", "3"]).unwrap();
-        assert_eq!(options.seeds, 3);
-        assert!(find(&options).unwrap().is_empty(), "without data nothing is trained");
-        let tasks = find(&Options::parse(&[]).unwrap()).unwrap();
-        let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-        assert!(names.contains(&"speaker") && names.contains(&"names") && !names.contains(&"commands"));
-        let sound = groups(&tasks).into_iter().find(|group| group.iter().any(|task| task.name == "speaker"));
-        assert_eq!(sound.unwrap().len(), 8);
-        assert!(Options::parse(&["--seeds", "0"]).is_none() && Options::parse(&["--what"]).is_none());
-        let unknown = Options::parse(&["nothing"]).unwrap();
-        assert!(find(&unknown).err().unwrap().to_string().contains("found nothing"));
+    fn a_task_that_failed_takes_no_other_with_it() {
+        let results = json!({ "tasks": [
+            { "status": "trained", "task": "a", "summary": { "training_seconds": 3.5 } },
+            { "status": "failed", "task": "b", "error": "no such file", "exit_code": 4 },
+            { "status": "skipped", "task": "c", "summary": { "training_seconds": 7.5 } },
+        ] });
+        let found = summaries(&results);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(found["c"]["training_seconds"], 7.5);
     }
 }

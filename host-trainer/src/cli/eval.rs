@@ -11,6 +11,7 @@ use super::console::{Console, Format, fields};
 use super::exit::{BAD_INPUT, Failure, Outcome};
 use super::task::{Trainable, load_adapter, load_float_adapter, load_trainable};
 use crate::client::mode_name;
+use crate::data::augment::Augment;
 use crate::executor::Model;
 use crate::lora::FloatAdapter;
 use crate::sim::Simulator;
@@ -86,7 +87,9 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     };
     let paths = [path(&args.base, "base"), path(&args.data, "data"), path(&args.test_data, "test_data")];
     let overrides: Vec<_> = paths.into_iter().flatten().collect();
-    let config = TrainConfig::load(&args.task, &overrides)?;
+    let mut config = TrainConfig::load(&args.task, &overrides)?;
+    // More clips to train on are made for nobody here.
+    config.recordings.augment = Augment::default();
     let base = load_trainable(&config.base)?;
     let on = match base {
         Trainable::Host(..) if !args.merged => args.on.unwrap_or(On::Float),

@@ -4,6 +4,7 @@
 
 pub mod arrays;
 pub mod audio;
+pub mod augment;
 #[cfg(test)]
 mod carry;
 pub mod encoder;

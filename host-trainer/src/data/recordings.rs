@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::augment::Augment;
 use super::signal::{mulaw_decode, to_clip, upsample};
 use super::{Classes, Split};
 use crate::features::mfcc::{CLIP_SAMPLES, SAMPLE_RATE};
@@ -21,7 +22,7 @@ const MULAW: &str = "mulaw.bin";
 const PLACE: [&str; 3] = ["offset_samples", "len_samples", "clip"];
 
 /// Which rows of an index are read, and what their columns mean.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// Samples a second: 16000, or 8000, which is doubled.
@@ -33,11 +34,19 @@ pub struct Options {
     /// Reads only rows that have one of these values in these columns.
     #[serde(rename = "where")]
     pub rows: BTreeMap<String, Vec<String>>,
+    /// How more clips are made of those to train on. [`load`] makes none.
+    pub augment: Augment,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sample_rate: SAMPLE_RATE, label: "label".into(), split: "split".into(), rows: BTreeMap::new() }
+        Self {
+            sample_rate: SAMPLE_RATE,
+            label: "label".into(),
+            split: "split".into(),
+            rows: BTreeMap::new(),
+            augment: Augment::default(),
+        }
     }
 }
 

@@ -136,6 +136,8 @@ pub struct TrainConfig {
     pub tokenizer: Option<PathBuf>,
     /// How the index of recordings is read.
     pub recordings: recordings::Options,
+    /// Names of the base's own outputs, in their order: the task head starts as the layer that writes them. None for a new head.
+    pub output_labels: Vec<String>,
     /// What a task head reads of the feature rows.
     pub pooling: Pooling,
     /// LoRA.
@@ -197,6 +199,7 @@ impl Default for TrainConfig {
             max_length: None,
             tokenizer: None,
             recordings: recordings::Options::default(),
+            output_labels: Vec::new(),
             pooling: Pooling::Mean,
             lora: LoraConfig::default(),
             batch_size: 32,

@@ -20,7 +20,7 @@ use super::batches::{Example, Sequence, TaggedWord, Target};
 use super::{DatasetKind, TrainConfig, TrainError};
 use crate::data::arrays::{self, Arrays};
 use crate::data::encoder::TextEncoder;
-use crate::data::{Classes, Labelled, Split, recordings, signal, text};
+use crate::data::{Classes, Labelled, Split, augment, recordings, signal, text};
 use crate::executor::Model;
 use crate::features;
 use crate::{Error, Result};
@@ -269,7 +269,13 @@ fn feature_arrays(config: &TrainConfig) -> Result<TaskData> {
 /// Recordings with their classes.
 fn recorded(config: &TrainConfig, front_end: &FrontEnd<'_>) -> Result<TaskData> {
     let (test, apart) = (config.test_data.as_deref(), (config.test_fraction, config.split_seed));
-    let Classes { labels, split } = recordings::load(&config.data, test, &config.recordings, apart)?;
+    let Classes { labels, mut split } = recordings::load(&config.data, test, &config.recordings, apart)?;
+    let augment = &config.recordings.augment;
+    if let Some(noise) = augment.noise.as_ref().filter(|noise| !labels.contains(noise)) {
+        let expected = format!("the noise of augment, {noise}, among the classes");
+        return Err(TrainError::Data { expected, found: labels.join(", ") }.into());
+    }
+    augment::extend(&mut split.train, &labels, augment, config.seed);
     let example = |Labelled { input, label }: &Labelled<Vec<f32>>| Example {
         sequence: Sequence::Features(features::rows(front_end, &features::to_i16(input))),
         target: Target::Class(*label),

@@ -3,6 +3,7 @@
 //! It draws the batch of a step and learns from gradients; how a batch runs over the base, alone or with those of other
 //! tasks, it does not know.
 
+mod head;
 mod parts;
 
 use std::borrow::Cow;
@@ -194,13 +195,13 @@ fn bias_name(tensor: TensorId) -> String {
 impl Learner {
     /// Binds a configuration to a quantized network and the data of a task, with fresh factors: lora_a uniform as in PEFT,
     /// lora_b zero, the weight of a head uniform in +-1/sqrt(width) and its bias zero, biases of the base as they are. A head has a bias
-    /// unless the base's classifiers in `transformers` have none. A base that devices do not run gets no quantization-aware part.
+    /// unless the base's classifiers in `transformers` have none. With `output_labels` it starts as the base's output layer instead. A base that devices do not run gets no quantization-aware part.
     ///
     /// A task that trains in full starts at the weights of the network, which may be float.
     ///
     /// # Errors
-    /// Those of [`crate::lora::LoraConfig::bind`]; [`TrainError::Base`] if the network is not quantized,
-    /// [`TrainError::Data`] if the examples do not fit it or have fewer than two classes.
+    /// Those of [`crate::lora::LoraConfig::bind`]; [`TrainError::Base`] if the network is not quantized or has no output layer for
+    /// `output_labels`, [`TrainError::BadValue`] if those do not fit, [`TrainError::Data`] if the examples do not fit it or have fewer than two classes.
     pub fn new(
         base: &FrozenBase,
         network: &Network,
@@ -272,12 +273,17 @@ impl Learner {
         if classifies {
             let (outputs, width) = (data.labels.len(), model.features_width());
             let (weight, bias) = head_names();
-            let values = Rng::new(config.seed, "init/head").kaiming_uniform(width, outputs * width);
+            let (values, start) = if config.output_labels.is_empty() {
+                let mut rng = Rng::new(config.seed, "init/head");
+                (rng.kaiming_uniform(width, outputs * width), vec![0.0; outputs])
+            } else {
+                head::of_base(network, &data.labels, &config.output_labels)?
+            };
             let head = |var| Param { rate_factor: config.head_lr_ratio, ..Param::new(var) };
             params.insert(weight, head(Var::from_vec(values, (outputs, width), device)?));
             if full || modules::head_has_bias(network) {
-                let zeros = Var::zeros(outputs, DType::F32, device)?;
-                params.insert(bias, Param { decay: false, ..head(zeros) });
+                let start = Var::from_vec(start, outputs, device)?;
+                params.insert(bias, Param { decay: false, ..head(start) });
             }
         }
         // A bias may get no gradient: the softmax does not see that of keys.
@@ -456,6 +462,22 @@ impl Learner {
             Ok(var.flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?)
         };
         self.adapter_of(&values)
+    }
+
+    /// What the base alone makes of the task, for which it must be told how its outputs are called: its own output layer as a
+    /// head, and nothing else. None without `output_labels`.
+    ///
+    /// # Errors
+    /// As [`Learner::new`] and [`Learner::adapter`].
+    pub fn base_alone(&self, network: &Network) -> Result<Option<FloatAdapter>> {
+        let mut adapter = self.adapter()?;
+        let (false, Some(head)) = (self.config.output_labels.is_empty(), adapter.head.as_mut()) else {
+            return Ok(None);
+        };
+        (head.weight, head.bias) = head::of_base(network, &head.labels, &self.config.output_labels)?;
+        adapter.sites.clear();
+        adapter.biases.clear();
+        Ok(Some(adapter))
     }
 
     /// The adapter whose tensors have these values.

@@ -1,4 +1,5 @@
-//! A picture of the table: for each task with classes a bar for the head alone and one for the adapter on the device's code.
+//! A picture of the table: for each task that is measured as a fraction a bar for the head alone, one for the adapter on the device's
+//! code and one for full fine-tuning.
 
 use std::path::Path;
 
@@ -11,39 +12,48 @@ use super::table::{Row, number};
 const WIDTH: i32 = 760;
 /// Where bars start and how long one of 100 % is.
 const BARS: (i32, i32) = (190, 480);
-const ROW: i32 = 34;
+/// Height of a bar and of the three of a task with what is between them.
+const BAR: i32 = 11;
+const ROW: i32 = 46;
 const INK: RGBColor = RGBColor(60, 60, 60);
 const HEAD: RGBColor = RGBColor(190, 190, 190);
 const ADAPTER: RGBColor = RGBColor(40, 110, 170);
+const FULL: RGBColor = RGBColor(225, 160, 70);
+const LEGEND: [(RGBColor, &str); 3] =
+    [(HEAD, "a new head on the frozen base"), (ADAPTER, "LoRA, device's code"), (FULL, "full fine-tuning")];
 
 /// Writes the picture as SVG.
 pub(super) fn write(path: &Path, rows: &[Row]) -> Result<()> {
-    let rows: Vec<&Row> = rows.iter().filter(|row| row.metric != "bits_per_character").collect();
-    let height = ROW * (rows.len() as i32 + 1);
+    let rows: Vec<&Row> = rows.iter().filter(|row| !row.is_text()).collect();
+    let height = ROW * rows.len() as i32 + 36;
     let area = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
     area.fill(&RGBColor(255, 255, 255)).map_err(|error| failed(&error))?;
-    let font = ("sans-serif", 14).into_font().color(&INK);
-    let write = |text: String, at: (i32, i32)| {
-        area.draw(&Text::new(text, at, font.clone())).map_err(|error| failed(&error))
+    let write = |text: String, size: i32, at: (i32, i32)| {
+        let font = ("sans-serif", size).into_font().color(&INK);
+        area.draw(&Text::new(text, at, font)).map_err(|error| failed(&error))
+    };
+    let bar = |(left, top): (i32, i32), length: i32, color: RGBColor| {
+        let corners = [(left, top), (left + length, top + BAR)];
+        area.draw(&Rectangle::new(corners, color.filled())).map_err(|error| failed(&error))
     };
     for (index, row) in (0..).zip(rows) {
         let top = 8 + index * ROW;
-        write(row.task.clone(), (10, top + 5))?;
+        write(row.task.clone(), 14, (10, top + 11))?;
         let adapter = row.over(|run| run.streamed).map(|(mean, _)| mean);
-        for (line, (value, color)) in (0..).zip([(row.head_only, HEAD), (adapter, ADAPTER)]) {
+        let values = [(row.head_only, HEAD), (adapter, ADAPTER), (row.full, FULL)];
+        for (line, (value, color)) in (0..).zip(values) {
             let Some(value) = value else { continue };
-            let (left, y) = (BARS.0, top + 12 * line);
-            let right = left + (f64::from(BARS.1) * value) as i32;
-            area.draw(&Rectangle::new([(left, y), (right, y + 11)], color.filled()))
-                .map_err(|error| failed(&error))?;
-            write(number(&row.metric, value), (right + 6, y - 1))?;
+            let (at, length) = ((BARS.0, top + (BAR + 1) * line), (f64::from(BARS.1) * value) as i32);
+            bar(at, length, color)?;
+            write(number(&row.metric, value), 12, (at.0 + length + 6, at.1))?;
         }
     }
-    write(
-        "grey: a new head on the frozen base; blue: the adapter, device code".into(),
-        (BARS.0, height - 22),
-    )?;
+    for (place, (color, what)) in (0..).zip(LEGEND) {
+        let at = (BARS.0 + 200 * place, height - 24);
+        bar(at, BAR, color)?;
+        write(what.to_owned(), 12, (at.0 + 18, at.1))?;
+    }
     area.present().map_err(|error| failed(&error))
 }
 
@@ -60,8 +70,10 @@ mod tests {
         write(&path, &[row("t", "accuracy", &[0.75]), row("n", "bits_per_character", &[3.0])]).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
-        let bar = |value: f64| format!("width=\"{}\"", (480.0 * value) as i32);
-        assert!(svg.contains(&bar(0.5)) && svg.contains(&bar(0.75)), "{svg}");
+        for value in [0.5, 0.75, 0.91] {
+            let bar = format!("width=\"{}\"", (480.0 * value) as i32);
+            assert!(svg.contains(&bar), "{bar}: {svg}");
+        }
         assert!(!svg.contains("3.000"), "what is no fraction has no bar");
     }
 }

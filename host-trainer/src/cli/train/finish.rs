@@ -40,8 +40,7 @@ pub(super) fn finish(
         Trainable::Device(base) => {
             let exported =
                 export(&adapter, network, learner.config().sequence, |file| digest(&base.image, file))?;
-            let unquantized = learner.unquantized()?.map(|before| (learner.first_quantized_step(), before));
-            let metric = measure(model, &adapter, unquantized, &exported.file, base, test)?;
+            let metric = measure(model, &adapter, learner, &exported.file, base)?;
             let file = AdapterFile {
                 adapter: file_path.clone(),
                 adapter_file_bytes: exported.file.len(),

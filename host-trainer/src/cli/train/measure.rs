@@ -18,11 +18,13 @@ use crate::train::{Example, Learner, Metric, evaluate_float};
 pub(super) fn measure(
     model: &Model,
     adapter: &FloatAdapter,
-    unquantized: Option<(u64, FloatAdapter)>,
+    learner: &Learner,
     file: &[u8],
     base: &LoadedBase,
-    test: &[Example],
 ) -> Outcome<Metrics> {
+    let test = &learner.data().test;
+    let unquantized = learner.unquantized()?.map(|before| (learner.first_quantized_step(), before));
+    let alone = learner.base_alone(&base.network)?;
     let plain = Simulator::new(base.image.clone())?;
     let on_device = |file: Vec<u8>| -> crate::Result<f64> {
         Ok(plain.clone().with_adapter(file, Mode::Streamed)?.evaluate(test)?.value)
@@ -45,7 +47,11 @@ pub(super) fn measure(
     Ok(Metrics {
         name,
         examples,
-        base: if adapter.head.is_none() { Some(plain.evaluate(test)?.value) } else { None },
+        base: match alone {
+            Some(alone) => Some(on_device(export(&alone, &base.network, 0, |_| Ok(0))?.file)?),
+            None if adapter.head.is_none() => Some(plain.evaluate(test)?.value),
+            None => None,
+        },
         after_training,
         adapter_float,
         adapter_float_device: float_device(adapter)?,

@@ -61,13 +61,20 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "recordings",
         "",
-        "a table of `sample_rate` (8000 or 16000), `label`, `split` (columns) and `where` (values of columns)",
+        "a table of `sample_rate` (8000 or 16000), `label`, `split` (columns), `where` (values of columns) and `augment`",
         |c, v| {
             let options: recordings::Options = v.clone().try_into().ok()?;
-            c.recordings = Some(options).filter(|options| [8000, 16_000].contains(&options.sample_rate))?;
+            let gain = options.augment.noise_gain;
+            let fits = [8000, 16_000].contains(&options.sample_rate) && gain >= 0.0 && gain.is_finite();
+            c.recordings = Some(options).filter(|_| fits)?;
             Some(())
         },
     ),
+    key("output_labels", "", "a list of names of classes", |c, v| {
+        let names = v.as_array()?.iter().map(|name| name.as_str().map(str::to_owned));
+        c.output_labels = names.collect::<Option<_>>()?;
+        Some(())
+    }),
     key("pooling", "", "\"mean\", \"last\", \"every\" or \"reread\"", |c, v| {
         c.pooling = match v.as_str()? {
             "mean" => Pooling::Mean,

@@ -26,6 +26,8 @@ enum Changes {
     Events,
     /// Whether checkpoints are written.
     Checkpoints,
+    /// It is refused for classes, with these words.
+    RefusedOnClasses(&'static str),
     /// It is refused, with these words.
     Refused(&'static str),
 }
@@ -47,6 +49,7 @@ const CASES: &[(&str, &str, Changes)] = &[
         "{ label = 'digit', sample_rate = 8000, where = { speaker = ['theo'] } }",
         Changes::Recordings,
     ),
+    ("output_labels", "['a']", Changes::RefusedOnClasses("output_labels: expected")),
     ("pooling", "last", Changes::Classes),
     ("method", "full", Changes::Texts),
     ("rank", "2", Changes::Texts),
@@ -177,6 +180,10 @@ fn every_key_changes_what_it_says() {
                 let options = parse(folder, "recordings", set).unwrap().recordings;
                 let found = recordings::load(&carried("fsdd"), None, &options, (0.5, 0)).unwrap();
                 assert_eq!((found.labels.len(), found.split.test.len()), (10, 50), "{key}");
+            }
+            Changes::RefusedOnClasses(expected) => {
+                let found = on_classes(set).unwrap_err().to_string();
+                assert!(found.contains(expected), "{key}: {found}");
             }
             Changes::Events => assert_eq!((plain.0.2, on_texts(set).unwrap().2), (1, 3), "{key}"),
             Changes::Checkpoints => assert_eq!((plain.0.3, on_texts(set).unwrap().3), (false, true), "{key}"),

@@ -4,6 +4,7 @@ mod biases;
 mod config;
 mod export;
 mod full;
+mod head;
 mod hub;
 mod keys;
 mod many;

@@ -86,6 +86,26 @@ fn requests_and_recordings_have_their_classes() {
 }
 
 #[test]
+fn copies_are_made_of_what_trains_only() {
+    let recordings = |augment: &str| {
+        let rows = "where = { speaker = ['theo'], take = ['0', '9'] }";
+        format!("{{ sample_rate = 8000, label = 'digit', {rows}, augment = {augment} }}")
+    };
+    let carried = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/fsdd").display().to_string();
+    let load = |augment: &str| {
+        let config =
+            config("whole/my-digits-theo", &[("data", &carried), ("recordings", &recordings(augment))]);
+        TaskData::load(&config, &image(&config).base().unwrap())
+    };
+    let (plain, more) = (load("{}").unwrap(), load("{ copies = 2, shift_ms = 50 }").unwrap());
+    assert_eq!((plain.train.len(), plain.test.len()), (10, 10));
+    assert_eq!((more.train.len(), &more.train[..10], &more.test), (30, &plain.train[..], &plain.test));
+    assert!(more.train[10..20] != plain.train[..] && more.train[10..20] != more.train[20..]);
+    let noise = load("{ copies = 1, noise = 'hum' }").unwrap_err().to_string();
+    assert!(noise.contains("hum, among the classes") && noise.contains("0, 1, 2"), "{noise}");
+}
+
+#[test]
 fn a_task_on_the_wrong_base_or_without_its_data_is_refused() {
     let names = config("names", &[("data", "no/such/names.txt")]);
     let stories = image(&names);
