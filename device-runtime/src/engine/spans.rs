@@ -1,8 +1,9 @@
 //! Parts of a text and what they are: the answers of a task head at every row, joined to spans.
 //!
 //! A word begins with a token that starts with a space, with one that does not start with a letter or digit, and with one that does
-//! behind something else. The head answers for a word after its last token, by the name of its greatest output: `B-x` begins a span
-//! of `x`, `I-x` goes on with it, everything else is outside. Bytes from 0x80 on count as letters.
+//! behind something else; bytes from 0x80 on count as letters. The head answers for a word after its last token, by the name of its
+//! greatest output: `B-x` begins a span of `x`, `I-x` goes on with one, everything else is outside. What cannot follow does not count:
+//! `I-x` only goes on with a span of `x`.
 
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,6 @@ use rankpatch_format::digest::Digest;
 use rankpatch_format::tokenizer::Tokenizer;
 
 use super::Engine;
-use crate::math::argmax;
 use crate::{Error, Result};
 
 /// A word, in bytes of the text, the end not included.
@@ -78,26 +78,51 @@ pub struct Span<'l> {
     pub kind: &'l str,
 }
 
-/// Joins the words of a text to spans. A word that goes on with a span of a kind that is not open begins one.
+/// What a word is.
+#[derive(Debug, Clone, Copy)]
+enum Tag<'l> {
+    Begins(&'l str),
+    Continues,
+    Outside,
+}
+
+/// Joins the words of a text to spans.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Spans<'l> {
     open: Option<Span<'l>>,
 }
 
 impl<'l> Spans<'l> {
-    /// Takes the next word and the name of its output; returns the span that ends before it.
-    pub fn push(&mut self, Word { start, end }: Word, label: &'l str) -> Option<Span<'l>> {
-        let (begins, kind) = match label.split_at_checked(2) {
-            Some(("B-", kind)) => (true, kind),
-            Some(("I-", kind)) => (false, kind),
-            _ => return self.open.take(),
-        };
-        match &mut self.open {
-            Some(open) if !begins && open.kind == kind => {
-                open.end = end;
+    /// Takes the next word with the outputs for it and their names; returns the span that ends before it.
+    ///
+    /// The greatest output counts, the first of equal ones, among those that can follow the words before.
+    pub fn push(
+        &mut self,
+        Word { start, end }: Word,
+        outputs: &[f32],
+        labels: impl IntoIterator<Item = &'l str>,
+    ) -> Option<Span<'l>> {
+        let mut best = (f32::NEG_INFINITY, Tag::Outside);
+        for (value, label) in outputs.iter().zip(labels) {
+            let tag = match label.split_at_checked(2) {
+                Some(("B-", kind)) => Tag::Begins(kind),
+                Some(("I-", kind)) if self.open.is_some_and(|open| open.kind == kind) => Tag::Continues,
+                Some(("I-", _)) => continue,
+                _ => Tag::Outside,
+            };
+            if *value > best.0 {
+                best = (*value, tag);
+            }
+        }
+        match best.1 {
+            Tag::Begins(kind) => self.open.replace(Span { start, end, kind }),
+            Tag::Continues => {
+                if let Some(open) = &mut self.open {
+                    open.end = end;
+                }
                 None
             }
-            open => open.replace(Span { start, end, kind }),
+            Tag::Outside => self.open.take(),
         }
     }
 
@@ -131,8 +156,7 @@ impl<'a> Engine<'a> {
             let id = tokens.get(at).copied().unwrap_or(tokenizer.info().bos);
             let Some(word) = words.push(id, tokens.get(at + 1).copied()) else { return };
             digest.update(outputs);
-            let label = head.labels().nth(argmax(outputs)).unwrap_or("");
-            spans.push(word, label).into_iter().for_each(&mut each);
+            spans.push(word, outputs, head.labels()).into_iter().for_each(&mut each);
         })?;
         spans.finish().into_iter().for_each(each);
         Ok(digest.value())

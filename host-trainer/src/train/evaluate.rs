@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use rankpatch_format::write::BiasData;
 use rankpatch_runtime::Spans;
-use rankpatch_runtime::math::argmax;
 
 use super::batches::{Example, Tagged, Target, Targets};
 use super::metric::{Metric, MetricName, Tally, negative_log_likelihood};
@@ -96,8 +95,8 @@ fn measure(
 /// The spans that the outputs after each row tell, joined as a device joins them.
 fn spans(tagged: &Tagged, outputs: &[&[f32]], labels: &[String]) -> Vec<TextSpan> {
     let mut spans = Spans::default();
-    let label = |row: usize| labels.get(argmax(outputs[row])).map_or("", String::as_str);
-    let found = tagged.words.iter().filter_map(|word| spans.push(word.word, label(word.row)));
+    let labels = || labels.iter().map(String::as_str);
+    let found = tagged.words.iter().filter_map(|word| spans.push(word.word, outputs[word.row], labels()));
     let found: Vec<TextSpan> = found.map(TextSpan::from).collect();
     found.into_iter().chain(spans.finish().map(TextSpan::from)).collect()
 }

@@ -113,7 +113,8 @@ impl<B: Board> App<B> {
         Ok(self.timed(len, start))
     }
 
-    /// Tells the spans of a text, one by one while it is read.
+    /// Tells the spans of a text, one by one while it is read. Its own frame, so that other requests need no stack for it.
+    #[inline(never)]
     pub(super) fn run_spans(&mut self, link: &mut B::Link, id: u8, text: &str) -> Result<(), Refusal> {
         let len = self.encode(text)?;
         let tokens = self.tokens.get(..len).unwrap_or(&[]);

@@ -12,7 +12,6 @@ use rankpatch_format::layout::Layout;
 use rankpatch_format::write::{AdapterData, Network};
 
 use super::{Span, Spans, Word, Words};
-use crate::math::argmax;
 use crate::tests::{all_sites, image, memory};
 use crate::{Engine, Error, MergedType, arena_bytes, merged_bytes};
 
@@ -108,7 +107,7 @@ fn spans_are_told_at_the_end_of_each_word() {
             for (at, output) in outputs.iter().enumerate() {
                 let Some(word) = words.push(tokens[at], tokens.get(at + 1).copied()) else { continue };
                 parts.push(&TEXT[word.start..word.end]);
-                expected.extend(spans.push(word, LABELS[argmax(output)]));
+                expected.extend(spans.push(word, output, LABELS));
             }
             expected.extend(spans.finish());
             assert_eq!(parts, ["ab", ",", "cd", "e5f", "(", "g", ")"]);
@@ -179,19 +178,45 @@ fn a_head_at_every_row_needs_rows() {
     }
 }
 
+/// The spans of words with these outputs, of two bytes each and three bytes from one another.
+fn joined(outputs: &[[f32; 5]]) -> Vec<(usize, usize, &'static str)> {
+    let mut spans = Spans::default();
+    let word = |at: usize| Word { start: 3 * at, end: 3 * at + 2 };
+    let mut found: Vec<Span<'_>> = outputs
+        .iter()
+        .enumerate()
+        .filter_map(|(at, outputs)| spans.push(word(at), outputs, LABELS))
+        .collect();
+    found.extend(spans.finish());
+    found.iter().map(|span| (span.start, span.end, span.kind)).collect()
+}
+
 #[test]
 fn words_are_joined_by_their_labels() {
-    let joined = |labels: &[&'static str]| {
-        let mut spans = Spans::default();
-        let word = |at: usize| Word { start: 3 * at, end: 3 * at + 2 };
-        let mut found: Vec<Span<'_>> =
-            labels.iter().enumerate().filter_map(|(at, label)| spans.push(word(at), label)).collect();
-        found.extend(spans.finish());
-        found.iter().map(|span| (span.start, span.end, span.kind)).collect::<Vec<_>>()
+    let joined = |labels: &[usize]| {
+        let outputs: Vec<[f32; 5]> = labels
+            .iter()
+            .map(|label| core::array::from_fn(|at| if at == *label { 3.0 } else { -1.0 - at as f32 }))
+            .collect();
+        joined(&outputs)
     };
-    assert_eq!(joined(&["O", "B-a", "I-a", "O", "B-b"]), [(3, 8, "a"), (12, 14, "b")]);
-    assert_eq!(joined(&["B-a", "B-a", "I-a"]), [(0, 2, "a"), (3, 8, "a")]);
-    assert_eq!(joined(&["I-a", "I-b", "I-b"]), [(0, 2, "a"), (3, 8, "b")]);
-    assert_eq!(joined(&["B-a", "\u{e9}", "I-a", ""]), [(0, 2, "a"), (6, 8, "a")]);
-    assert_eq!(joined(&["O", "x"]), []);
+    let [o, begin_a, in_a, begin_b, in_b] = [0, 1, 2, 3, 4];
+    assert_eq!(joined(&[o, begin_a, in_a, o, begin_b]), [(3, 8, "a"), (12, 14, "b")]);
+    assert_eq!(joined(&[begin_a, begin_a, in_a]), [(0, 2, "a"), (3, 8, "a")]);
+    assert_eq!(joined(&[begin_b, in_b, in_b]), [(0, 8, "b")]);
+    // Nothing to go on with: the next greatest is outside.
+    assert_eq!(joined(&[in_a, in_b, o]), []);
+}
+
+#[test]
+fn an_output_that_cannot_follow_does_not_count() {
+    // Of O, B-a, I-a, B-b, I-b.
+    let begin_a = [0.0, 2.0, 1.0, -1.0, 3.0];
+    assert_eq!(joined(&[begin_a, [0.5, 1.0, 2.0, -3.0, 4.0]]), [(0, 5, "a")]);
+    assert_eq!(
+        joined(&[begin_a, [0.5, 1.0, 0.0, 3.0, 4.0], [0.0, -1.0, 9.0, 1.0, 2.0]]),
+        [(0, 2, "a"), (3, 8, "b")]
+    );
+    assert_eq!(joined(&[[1.0, 0.0, 7.0, 0.0, 7.0], [f32::NAN; 5]]), []);
+    assert_eq!(joined(&[[1.0, 1.0, 7.0, 0.0, 7.0]]), [], "the first of equal ones");
 }

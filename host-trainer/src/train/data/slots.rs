@@ -128,9 +128,12 @@ mod tests {
             assert_eq!((once.row + ids.len(), once.word, once.class), (twice.row, twice.word, twice.class));
         }
         let labels = ["O", "B-artist", "I-artist", "B-rating", "I-rating", "B-track", "I-track"];
+        let outputs = |right: usize| [0, 1, 2, 3, 4, 5, 6].map(|class| f32::from(u8::from(class == right)));
         let mut joined = Spans::default();
-        let found: Vec<_> =
-            words(&once).iter().filter_map(|word| joined.push(word.word, labels[word.class])).collect();
+        let found: Vec<_> = words(&once)
+            .iter()
+            .filter_map(|word| joined.push(word.word, &outputs(word.class), labels))
+            .collect();
         let found: Vec<TextSpan> = found.into_iter().chain(joined.finish()).map(TextSpan::from).collect();
         assert_eq!(found, spans);
     }

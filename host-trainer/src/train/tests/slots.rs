@@ -44,9 +44,12 @@ fn requests_have_the_classes_of_their_words() {
         assert!(tagged.words.iter().all(|word| (tagged.first_row..ids.len()).contains(&word.row)));
         // What the right classes give, joined as a device does it.
         let mut spans = rankpatch_runtime::Spans::default();
-        let label = |class: usize| data.labels[class].as_str();
+        let labels = || data.labels.iter().map(String::as_str);
+        let outputs =
+            |right: usize| (0..79).map(|class| f32::from(u8::from(class == right))).collect::<Vec<_>>();
+        let words = tagged.words.iter();
         let found: Vec<_> =
-            tagged.words.iter().filter_map(|word| spans.push(word.word, label(word.class))).collect();
+            words.filter_map(|word| spans.push(word.word, &outputs(word.class), labels())).collect();
         let found: Vec<TextSpan> = found.into_iter().chain(spans.finish()).map(TextSpan::from).collect();
         tally.spans(&found, &tagged.spans);
     }
