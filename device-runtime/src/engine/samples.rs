@@ -4,14 +4,16 @@
 use rankpatch_format::front_end::FrontEnd;
 
 use super::{Engine, Input, Output};
-use crate::kernels::front_end::frame;
+use crate::kernels::front_end::{copy_samples, frame};
 use crate::{Error, Result};
 
 /// What has been heard of the sequence and not been run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Heard {
     /// Samples at hand, which belong to frames that are not complete.
-    samples: usize,
+    samples: u16,
+    /// Samples from one frame to the next, once there are any.
+    hop: u16,
     /// Feature rows that wait for the pass.
     rows: usize,
 }
@@ -27,6 +29,15 @@ impl Engine<'_> {
     /// [`Error::WrongInput`] if the base has no front end, [`Error::SequenceTooLong`] for more frames than the context has room for;
     /// nothing has been changed then.
     pub fn push_samples(&mut self, samples: &[i16]) -> Result<usize> {
+        // The byte order of all cores that read bases in place.
+        self.push_sample_bytes(bytemuck::cast_slice(samples))
+    }
+
+    /// [`Engine::push_samples`] with samples as a file or a link has them: two bytes each, the low one first.
+    ///
+    /// # Errors
+    /// As [`Engine::push_samples`].
+    pub fn push_sample_bytes(&mut self, samples: &[[u8; 2]]) -> Result<usize> {
         let base = self.base;
         let front_end = base
             .front_end()
@@ -36,20 +47,22 @@ impl Engine<'_> {
             self.reset();
         }
         let expected = self.context - self.position;
-        let found = self.heard.rows + front_end.frames(self.heard.samples + samples.len());
+        let found = self.heard.rows + front_end.frames(usize::from(self.heard.samples) + samples.len());
         if found > expected {
             return Err(Error::SequenceTooLong { expected, found });
         }
+        self.heard.hop = front_end.hop as u16;
         let mut rest = samples;
         while !rest.is_empty() {
-            let room = front_end.frame - self.heard.samples;
-            let (piece, later) = rest.split_at(room.min(rest.len()));
+            let start = usize::from(self.heard.samples);
+            let (piece, later) = rest.split_at((front_end.frame - start).min(rest.len()));
             rest = later;
-            let end = self.heard.samples + piece.len();
-            if let Some(to) = self.arena.samples.get_mut(self.heard.samples..end) {
-                to.copy_from_slice(piece);
+            let end = start + piece.len();
+            if let Some(to) = self.arena.samples.get_mut(start..end) {
+                copy_samples(to, piece);
             }
-            self.heard.samples = end;
+            // At most a frame, whose length is a u16.
+            self.heard.samples = end as u16;
             if end == front_end.frame {
                 self.make_row(&front_end);
                 if streaming && self.heard.rows == self.pass_rows() {
@@ -93,8 +106,7 @@ impl Engine<'_> {
 
     /// Samples of the clip that were pushed and not run; for a network that streams, those at hand.
     pub fn heard(&self) -> usize {
-        let hop = self.base.front_end().map_or(0, |front_end| front_end.hop);
-        self.heard.rows * hop + self.heard.samples
+        self.heard.rows * usize::from(self.heard.hop) + usize::from(self.heard.samples)
     }
 
     /// The feature rows that wait for the pass, `[rows, width]`.
@@ -112,8 +124,13 @@ impl Engine<'_> {
         let Some(row) = self.arena.values.get_mut(start..start + width) else { return };
         let scratch = bytemuck::try_cast_slice_mut(scratch_bytes(self.arena.codes)).unwrap_or(&mut []);
         frame(front_end, self.arena.samples, scratch, row);
-        self.arena.samples.copy_within(front_end.hop.., 0);
-        self.heard.samples = front_end.frame - front_end.hop;
+        let mut samples = &mut *self.arena.samples;
+        // Pieces that do not overlap.
+        while let Some((to, from)) = samples.split_at_mut_checked(front_end.hop.max(1)) {
+            copy_samples(to, bytemuck::cast_slice(from));
+            samples = from;
+        }
+        self.heard.samples = (front_end.frame - front_end.hop) as u16;
         self.heard.rows += 1;
     }
 

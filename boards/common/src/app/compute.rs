@@ -7,9 +7,6 @@ use rankpatch_runtime::{Sampler, Span};
 use super::{App, Refusal, refuse, send};
 use crate::{Board, Counter};
 
-/// Samples that are decoded at a time, on the stack.
-const PIECE_SAMPLES: usize = 64;
-
 /// A text that is being continued, one token per turn of the application.
 pub(super) struct Generation {
     /// Number of the request.
@@ -42,11 +39,11 @@ impl<B: Board> App<B> {
     /// Makes feature rows of samples and stores them with those that the host sends.
     pub(super) fn store_samples(&mut self, offset: usize, data: &[u8]) -> Result<Response<'static>, Refusal> {
         let (samples, rest) = data.as_chunks::<2>();
+        let start = self.counter.ticks();
         // A network that streams would run at once: its features are not asked for.
-        if self.base.front_end().is_none() || self.base.streaming() || !rest.is_empty() {
+        if self.base.streaming() || !rest.is_empty() || offset == 0 && self.base.front_end().is_none() {
             return Err(refuse(ErrorCode::WrongInput, self.base.feature_width(), data.len()));
         }
-        let start = self.counter.ticks();
         if offset == 0 {
             self.engine.reset();
             self.clip_rows = 0;
@@ -54,17 +51,12 @@ impl<B: Board> App<B> {
         // A request that comes twice adds nothing the second time.
         let expected = self.engine.heard();
         let new = expected.checked_sub(offset).ok_or(refuse(ErrorCode::Incomplete, expected, offset))?;
-        let mut piece = [0; PIECE_SAMPLES];
-        for samples in samples.get(new..).unwrap_or(&[]).chunks(PIECE_SAMPLES) {
-            for (to, bytes) in piece.iter_mut().zip(samples) {
-                *to = i16::from_le_bytes(*bytes);
-            }
-            self.engine.push_samples(piece.get(..samples.len()).unwrap_or(&[]))?;
-        }
+        self.engine.push_sample_bytes(samples.get(new..).unwrap_or(&[]))?;
         let rows = self.engine.pushed_features();
         let stored = self.clip_rows * self.base.feature_width();
-        let target = self.features.get_mut(stored..rows.len()).unwrap_or(&mut []);
-        target.iter_mut().zip(rows.get(stored..).unwrap_or(&[])).for_each(|(to, from)| *to = *from);
+        if let Some((target, rows)) = self.features.get_mut(stored..rows.len()).zip(rows.get(stored..)) {
+            target.copy_from_slice(rows);
+        }
         self.clip_rows = rows.len().checked_div(self.base.feature_width()).unwrap_or(0);
         self.timed(0, start);
         Ok(Response::Done)
