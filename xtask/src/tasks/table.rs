@@ -214,8 +214,9 @@ pub(super) fn text(rows: &[Row]) -> String {
         let fewest = counted.iter().map(|counts| counts.switch.0).min().unwrap_or(0);
         let most = counted.iter().map(|counts| counts.switch.1).max().unwrap_or(0);
         let copied: u64 = counted.iter().map(|counts| counts.copied).sum();
+        let instructions = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
         lines.push(format!(
-            "\nSwitching between any two installed tasks takes {fewest} to {most} instructions on Cortex-M4 and copies {copied} weight bytes."
+            "\nSwitching between any two installed tasks takes {instructions} instructions on Cortex-M4 and copies {copied} weight bytes."
         ));
     }
     lines.join("\n")
