@@ -26,6 +26,8 @@ use crate::demo::{Tool, text};
 const CARRIED: &str = "tests/data";
 /// What an adapter's learning rate is divided by when every weight learns.
 const FULL_RATE_DIVISOR: f64 = 10.0;
+/// What it is multiplied with when a head learns alone: at the adapter's rate it would not be done in as many steps.
+const HEAD_RATE_FACTOR: &str = "10";
 
 /// What to train.
 #[derive(Debug)]
@@ -75,7 +77,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         // What is a reference only is run once.
         let trained = || group.iter().copied().filter(|task| rows.contains_key(task.name.as_str()));
         let with_head: Vec<&Task> = trained().filter(|task| !rows[task.name.as_str()].is_text()).collect();
-        let head_only = train(&tool, &with_head, 0, &folder.join("head-only"), &["--target-modules", "[]"])?;
+        let options = ["--target-modules", "[]", "--head-lr-ratio", HEAD_RATE_FACTOR];
+        let head_only = train(&tool, &with_head, 0, &folder.join("head-only"), &options)?;
         let mut full = BTreeMap::new();
         for task in trained() {
             let rate = (task.learning_rate / FULL_RATE_DIVISOR).to_string();
