@@ -4,6 +4,7 @@
 
 mod arenas;
 mod carried;
+mod everything;
 mod new;
 mod parity;
 mod power_cuts;

@@ -188,7 +188,7 @@ fn spans_of_a_text_are_the_same_on_host_and_device() {
     running.qemu.stop();
 }
 
-fn sealed(data: &AdapterData, simulator: &Simulator) -> Vec<u8> {
+pub(crate) fn sealed(data: &AdapterData, simulator: &Simulator) -> Vec<u8> {
     let file = data.write().unwrap();
     let mut data = data.clone();
     data.self_test.digest =

@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::board::Board;
+use crate::flash::Division;
 use crate::kit::Kit;
 use crate::machine::{self, Machine};
+use crate::sections;
 
 /// Log level that is compiled in unless `DEFMT_LOG` says otherwise; defmt's own default drops all but errors.
 const LOG_LEVEL: &str = "info";
@@ -33,7 +35,30 @@ pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<PathBuf> {
-    compile(&board.target, &board.name, program, None, key)
+    let key = key.map(|key| ("RANKPATCH_KEYS", key));
+    compile(&board.target, &board.name, program, None, key.as_slice())
+}
+
+/// Builds the firmware of `board` for a flash that is divided otherwise, as `name`, and returns its ELF file, which the next build does not
+/// overwrite.
+///
+/// # Errors
+/// As [`build`], and if it is larger than its part of the flash or the file cannot be copied.
+pub fn build_divided(board: &Board, division: &Division, name: &str) -> Result<PathBuf> {
+    let lines = division.manifest();
+    let elf = compile(&board.target, &board.name, "firmware", None, &[("RANKPATCH_DIVISION", &lines)])?;
+    let copy = crate::output_folder("flash")?.join(format!("{name}.elf"));
+    std::fs::copy(&elf, &copy).with_context(|| format!("cannot copy {}", elf.display()))?;
+    Ok(copy)
+}
+
+/// Bytes of flash that the firmware of `board` needs.
+///
+/// # Errors
+/// As [`build`], and if the file cannot be read.
+pub fn flash_bytes(board: &Board) -> Result<u64> {
+    let sections = sections::read(board, &build(board, "firmware")?)?;
+    Ok(sections.iter().map(|section| section.flash_bytes).sum())
 }
 
 /// Builds the firmware that also accepts unsigned adapters.
@@ -41,7 +66,7 @@ pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<Pat
 /// # Errors
 /// As [`build`].
 pub fn build_insecure(board: &Board) -> Result<PathBuf> {
-    compile(&board.target, &board.name, "insecure", Some("insecure"), None)
+    compile(&board.target, &board.name, "insecure", Some("insecure"), &[])
 }
 
 /// Builds the firmware of a kit.
@@ -49,7 +74,7 @@ pub fn build_insecure(board: &Board) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_kit(kit: &Kit) -> Result<PathBuf> {
-    compile(&kit.target, &kit.name, "firmware", None, None)
+    compile(&kit.target, &kit.name, "firmware", None, &[])
 }
 
 /// Builds the bench program for `machine` and returns its ELF file, which the next build does not overwrite.
@@ -57,7 +82,7 @@ pub fn build_kit(kit: &Kit) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`], and if the file cannot be copied.
 pub fn build_bench(machine: &Machine) -> Result<PathBuf> {
-    let elf = compile(&machine.target, machine::PACKAGE, machine::PROGRAM, Some(&machine.feature), None)?;
+    let elf = compile(&machine.target, machine::PACKAGE, machine::PROGRAM, Some(&machine.feature), &[])?;
     let copy = crate::output_folder("bench")?.join(format!("{}.elf", machine.feature));
     std::fs::copy(&elf, &copy).with_context(|| format!("cannot copy {}", elf.display()))?;
     Ok(copy)
@@ -68,7 +93,7 @@ fn compile(
     package: &str,
     program: &str,
     feature: Option<&str>,
-    key: Option<&str>,
+    environment: &[(&str, &str)],
 ) -> Result<PathBuf> {
     let mut command = crate::cargo();
     command
@@ -91,15 +116,14 @@ fn compile(
     if std::env::var_os("RANKPATCH_PRODUCT").is_none() {
         command.env("RANKPATCH_PRODUCT", PRODUCT);
     }
-    if let Some(key) = key {
-        command.env("RANKPATCH_KEYS", key);
-    } else if std::env::var_os("RANKPATCH_KEYS").is_none() {
+    if std::env::var_os("RANKPATCH_KEYS").is_none() {
         let file = crate::workspace_root().join(PUBLIC_KEY);
         let text =
             std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let key = text.lines().nth(1).with_context(|| format!("expected a key in {}", file.display()))?;
         command.env("RANKPATCH_KEYS", key);
     }
+    command.envs(environment.iter().copied());
     let output = command.output().context("cannot start cargo")?;
     if !output.status.success() {
         bail!("building {program} of {package} for {target} failed: {}", output.status);

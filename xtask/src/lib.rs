@@ -5,6 +5,7 @@
 
 pub mod board;
 pub mod firmware;
+pub mod flash;
 pub mod kit;
 pub mod log;
 pub mod machine;

@@ -4,6 +4,7 @@
 mod bench;
 mod bench_train;
 mod demo;
+mod everything;
 mod golden;
 mod nightly;
 mod setup;
@@ -34,6 +35,9 @@ Tasks:
   tasks [--data FOLDER] [--seeds N] [TASK..]
                   trains the tasks of host-trainer/tasks/whole whose data are in the folder, counts their instructions in QEMU,
                   and writes one table of them; what was trained before is not trained again
+  everything [--switches N] [FILE.rpa..]
+                  one flash of 1 MB for each base, with firmware and every adapter of `tasks` or of the command line, switched
+                  through in QEMU and compared with the host
   golden          writes the golden files of the format anew; review them as a change of the format
   miri            readers and slots under Miri; needs a nightly compiler
   fuzz [TARGET [RUNS]]  libFuzzer on every target of fuzz/, 1,000,000 executions each; needs nightly and cargo-fuzz
@@ -50,6 +54,7 @@ enum Task {
     Bench(Mode),
     BenchTrain(bench_train::Options),
     Tasks(tasks::Options),
+    Everything(everything::Options),
     Golden,
     Miri,
     Fuzz { target: Option<String>, runs: Option<u64> },
@@ -67,6 +72,7 @@ impl Task {
             ["bench", rest @ ..] => Self::Bench(Mode::parse(rest)?),
             ["bench-train", rest @ ..] => Self::BenchTrain(bench_train::Options::parse(rest)?),
             ["tasks", rest @ ..] => Self::Tasks(tasks::Options::parse(rest)?),
+            ["everything", rest @ ..] => Self::Everything(everything::Options::parse(rest)?),
             ["golden"] => Self::Golden,
             ["miri"] => Self::Miri,
             ["fuzz"] => Self::Fuzz { target: None, runs: None },
@@ -89,6 +95,7 @@ impl Task {
             Self::Bench(mode) => bench::run(mode).map(|()| ExitCode::Success),
             Self::BenchTrain(ref options) => bench_train::run(options).map(|()| ExitCode::Success),
             Self::Tasks(ref options) => tasks::run(options).map(|()| ExitCode::Success),
+            Self::Everything(ref options) => everything::run(options).map(|()| ExitCode::Success),
             Self::Golden => golden::run().map(|()| ExitCode::Success),
             Self::Miri => nightly::miri().map(|()| ExitCode::Success),
             Self::Fuzz { ref target, runs } => {

@@ -35,6 +35,8 @@ pub struct Options {
     pub count_instructions: bool,
     /// Raw files to place in memory before reset, each with its address.
     pub images: Vec<(PathBuf, u64)>,
+    /// The whole flash, from its first address, in the firmware file's place, which only says what the log means.
+    pub flash: Option<PathBuf>,
     /// Whether the device's log also goes to stderr.
     pub echo_log: bool,
     /// The file behind the machine's parallel flash, on boards that have one. Created, all zero, if it is not there; without
@@ -124,7 +126,7 @@ impl Qemu {
             scratch = remover;
             command.args(["-drive", &format!("if=pflash,unit=1,format=raw,file={}", escaped(&file))]);
         }
-        command.arg(&board.qemu.load).arg(elf);
+        command.arg(&board.qemu.load).arg(options.flash.as_deref().unwrap_or(elf));
         for (file, address) in &options.images {
             if !file.is_file() {
                 bail!("expected an image to place at {address:#x}, found no file {}", file.display());

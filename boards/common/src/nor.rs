@@ -121,7 +121,7 @@ impl NorRam {
     /// Takes over `capacity` bytes from `start` on. Whatever is there that is not 0xFF counts as written, as after any reset.
     ///
     /// # Panics
-    /// If the slots are not whole pages, do not divide the partition or are more than 32, or if `written` is not
+    /// If the slots or the partition are not whole pages, if the slots are more than 32, or if `written` is not
     /// [`record_len`](NorRam::record_len) long: the board's memory map is wrong.
     ///
     /// # Safety
@@ -133,7 +133,7 @@ impl NorRam {
         written: &'static mut [u32],
     ) -> Self {
         assert!(slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE_BYTES), "expected slots of whole pages");
-        assert!(capacity.is_multiple_of(slot_bytes), "expected a partition of whole slots");
+        assert!(capacity.is_multiple_of(PAGE_BYTES), "expected a partition of whole pages");
         assert!(capacity / slot_bytes <= 32, "expected at most 32 slots");
         assert!(written.len() == Self::record_len(capacity), "expected one bit per word in the record");
         written.fill(0);
