@@ -69,7 +69,8 @@ pub(super) fn count(tool: &Tool, tasks: &[Installed<'_>], folder: &Path) -> Resu
     let slots = device.ask(&["info"])?["n_slots"].as_u64().context("expected the number of slots")?;
     let mut counts = Vec::new();
     for lot in tasks.chunks(slots as usize) {
-        counts.extend(device.lot(lot, folder)?);
+        // The device takes rising sequence numbers only, whatever the task.
+        counts.extend(device.lot(lot, counts.len() + 1, folder)?);
         // What is applied cannot be overwritten.
         device.ask(&["detach"])?;
     }
@@ -89,14 +90,16 @@ impl Device<'_> {
         ask(self.tool, self.qemu, arguments)
     }
 
-    /// Tasks that are installed at the same time, one in each slot.
-    fn lot(&self, lot: &[Installed<'_>], folder: &Path) -> Result<Vec<Counts>> {
+    /// Tasks that are installed at the same time, one in each slot, with sequence numbers from this one on.
+    fn lot(&self, lot: &[Installed<'_>], sequence: usize, folder: &Path) -> Result<Vec<Counts>> {
         let mut counts: Vec<Counts> = Vec::new();
         for (slot, task) in lot.iter().enumerate() {
             let signed = folder.join("signed.rpa");
             let key = workspace_root().join(firmware::SECRET_KEY);
             let signing = ["--key", text(&key)?, "--product", firmware::PRODUCT, "-o", text(&signed)?];
-            self.tool.json(&[&["sign", text(&task.adapter)?][..], &signing].concat())?;
+            let sequence = (sequence + slot).to_string();
+            let numbered = ["--sequence", &sequence];
+            self.tool.json(&[&["sign", text(&task.adapter)?][..], &signing, &numbered].concat())?;
             self.ask(&["push", text(&signed)?, "--slot", &slot.to_string()])?;
             let (instructions, copied) = self.switch(slot)?;
             let (answer, unit) = self.answer(task)?;
