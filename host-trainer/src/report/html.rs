@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::plot::{Curve, Ink, Plot, PlotError, bars, smoothed, thinned};
 use super::{AdapterFile, History, Metrics, Site, Summary};
+use crate::lora::Bias;
 use crate::train::{Method, MetricName, TrainConfig};
 use crate::{Error, Result, files};
 
@@ -63,7 +64,11 @@ pub(super) fn page(
             None => in_float(&summary.metric),
         },
         course(summary, history)?,
-        if summary.method == Method::Full { String::new() } else { sizes(summary) + &sites(summary)? },
+        if summary.method == Method::Full {
+            String::new()
+        } else {
+            sizes(summary, config.lora.bias) + &sites(summary)?
+        },
         configuration(config),
     ))
 }
@@ -266,7 +271,7 @@ fn figure(
 }
 
 /// What the bytes are: of the file for devices, or of the PEFT folder where there is none.
-fn sizes(summary: &Summary) -> String {
+fn sizes(summary: &Summary, bias: Bias) -> String {
     let numbers: usize = summary.per_site.iter().map(|site| site.payload_bytes).sum();
     let (kind, factors, payload, rest, total, file) = match &summary.file {
         Some(AdapterFile { adapter_file_bytes, payload_bytes, .. }) => (
@@ -297,7 +302,10 @@ fn sizes(summary: &Summary) -> String {
     };
     let mut rows = row(&format!("{kind} factors"), factors, "");
     if payload > factors {
-        rows += &row(&format!("{kind} task head"), payload - factors, "");
+        // Biases lie in the folder as the head does; in a file for devices they are beside the codes.
+        let others =
+            if summary.file.is_none() && bias != Bias::None { "task head, biases" } else { "task head" };
+        rows += &row(&format!("{kind} {others}"), payload - factors, "");
     }
     rows += &row(rest, file.saturating_sub(payload), "");
     rows += &row(total, file, " class=\"sum\"");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::html::page;
 use super::plot::Ink;
 use super::{AdapterFile, AfterTraining, Evaluation, History, Metrics, SUMMARY, Site, Step, Summary};
+use crate::lora::Bias;
 use crate::rng::Rng;
 use crate::train::{Method, Metric, MetricName, TrainConfig};
 
@@ -183,6 +184,10 @@ fn a_run_without_a_file_for_devices_has_a_page() {
         assert!(!page.contains(word), "{word} is in {page}");
     }
     assert_eq!(page.matches("<figure").count(), 4);
+    let mut config = config("float");
+    config.lora.bias = Bias::LoraOnly;
+    let page = super::html::page(&summary, &history, &config).unwrap();
+    assert!(page.contains("<td class=\"word\">Floats of the task head, biases</td><td>108</td>"));
 }
 
 /// `summary.json` is flat, has no field of a file that there is none of, and reads back as it was, NaN included.
