@@ -4,6 +4,7 @@
 extern crate std;
 use std::path::PathBuf;
 use std::string::ToString as _;
+use std::sync::LazyLock;
 use std::vec;
 use std::vec::Vec;
 
@@ -449,10 +450,13 @@ fn plans_that_overlap_are_refused() {
 
 /// The error that a changed adapter for the tiny decoder gets.
 fn adapter_error(change: impl FnOnce(&mut AdapterData)) -> Error {
-    let network = fixture::decoder();
-    let image = image(&network, Layout::RowMajor);
+    static BASE: LazyLock<(Aligned, AdapterData)> = LazyLock::new(|| {
+        let network = fixture::decoder();
+        (image(&network, Layout::RowMajor), some_adapter(&network))
+    });
+    let (image, data) = &*BASE;
     let base = Base::new(image.bytes()).unwrap();
-    let mut data = some_adapter(&network);
+    let mut data = data.clone();
     change(&mut data);
     Adapter::new(&data.write().unwrap(), &base).unwrap_err()
 }
