@@ -31,7 +31,7 @@ struct Product {
 /// The carried adapters and `filler` ones, as many as there are slots for files of their size, which must be `slots`.
 fn product(
     name: &str,
-    simulator: Simulator,
+    simulator: &Simulator,
     carried: Vec<Vec<u8>>,
     filler: impl Fn(u32) -> AdapterData,
     slots: usize,
@@ -42,7 +42,7 @@ fn product(
     let page_bytes = board.page_bytes as usize;
     let mut files = carried;
     for seed in files.len()..slots {
-        files.push(sealed(&filler(seed as u32), &simulator));
+        files.push(sealed(&filler(seed as u32), simulator));
     }
     let files: Vec<Vec<u8>> = files.iter().zip(1..).map(|(file, sequence)| signed(file, sequence)).collect();
     let largest = files.iter().map(Vec::len).max().unwrap();
@@ -157,7 +157,7 @@ fn a_megabyte_holds_kwt1_with_thirteen_tasks() {
         let data = fixture::adapter(&network, &ranks, Some(12), 0.05, seed + 1);
         AdapterData { task: format!("random-{seed}"), ..data }
     };
-    let product = product("kwt1-everything", simulator, vec![speaker], filler, 13);
+    let product = product("kwt1-everything", &simulator, vec![speaker], filler, 13);
     let (clips, _) = golden_clips();
     let clip = &clips[7];
     product.session(
@@ -177,7 +177,7 @@ fn a_megabyte_holds_stories_with_twelve_tasks() {
         AdapterData { task: format!("random-{seed}"), ..data }
     };
     let carried = vec![adapter("names"), adapter("intent")];
-    let product = product("stories260k-everything", simulator, carried, filler, 12);
+    let product = product("stories260k-everything", &simulator, carried, filler, 12);
     let text = "play the newest song of the week";
     product.session(
         100,
