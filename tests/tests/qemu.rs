@@ -413,9 +413,10 @@ fn trials_end_and_are_logged() {
     assert_eq!(device.roll_back(0).unwrap().running, None);
     assert_eq!(device.status().unwrap().confirmed, None);
     // The command shows the same as text, decoded with the tables of the firmware.
+    // Built before the trial begins: it ends while a build waits for another.
+    let elf = firmware::build(&Board::find("qemu-mps2-an386").unwrap(), "firmware").unwrap();
     device.activate(1, Mode::Streamed, 3).unwrap();
     let port = format!("tcp:{}", running.qemu.link_address());
-    let elf = firmware::build(&Board::find("qemu-mps2-an386").unwrap(), "firmware").unwrap();
     drop(running.device);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut console = Console { out: &mut out, err: &mut err, interactive: false };
