@@ -146,7 +146,7 @@ fn network(board: &Board, bench: &str, shape: [u64; 2], ticks: &Value, macs: u64
 }
 
 /// The firmware with a carried model in its base partition.
-pub(crate) fn boot(tool: &Tool, board: &Board, model: &str) -> Result<Qemu> {
+fn boot(tool: &Tool, board: &Board, model: &str) -> Result<Qemu> {
     let elf = firmware::build(board, "firmware")?;
     let target = board.base_target();
     let base: PathBuf = output_folder("bench")?.join(format!("{model}-{target}.rpb"));

@@ -1,7 +1,7 @@
 //! A device with everything: one flash of 1 MB for each carried base, with the firmware, the base and as many adapters as there are, booted in QEMU.
 //! A session switches through all tasks in random order; every answer must be the host's, bit for bit, and the base's the same at the end.
 //!
-//! Everything is done by the programs that users have; this file only calls them, puts the flash together and compares.
+//! Everything is done by the programs that users have; this file only calls them, compares.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,14 +11,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xtask::board::Board;
-use xtask::flash::Division;
-use xtask::qemu::{Options as Emulation, Qemu};
-use xtask::{firmware, output_folder, workspace_root};
+use xtask::{output_folder, workspace_root};
 
 use crate::demo::{Tool, text};
+use crate::product::{Adapter, FLASH_BYTES, Product};
 
 const BOARD: &str = "qemu-mps2-an386";
-const FLASH_BYTES: u64 = 1 << 20;
 /// Adapters that `cargo xtask tasks` trained, and those that the repository carries.
 const TRAINED: &str = "target/tasks/seed0";
 const CARRIED: &str = "tests/data/adapters";
@@ -54,15 +52,6 @@ impl Options {
     }
 }
 
-/// An adapter file.
-#[derive(Clone, Debug)]
-struct Adapter {
-    file: PathBuf,
-    task: String,
-    base_id: String,
-    bytes: u64,
-}
-
 /// Builds, boots and asks, prints a table and writes `target/everything/everything.json`.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let tool = Tool::build()?;
@@ -71,7 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // Of several files of a task, the first.
     let mut tasks = BTreeMap::new();
     for file in files {
-        let adapter = adapter(&tool, file)?;
+        let adapter = Adapter::read(&tool, file)?;
         tasks.entry((adapter.base_id.clone(), adapter.task.clone())).or_insert(adapter);
     }
     let adapters: Vec<Adapter> = tasks.into_values().collect();
@@ -106,49 +95,6 @@ fn found() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn adapter(tool: &Tool, file: PathBuf) -> Result<Adapter> {
-    let found = tool.json(&["inspect", text(&file)?])?;
-    let string = |key: &str| {
-        found[key].as_str().map(str::to_owned).with_context(|| format!("expected {key} in the description"))
-    };
-    let (task, base_id) = (string("task")?, string("base_id")?);
-    Ok(Adapter { bytes: number(&found, "file_bytes")?, file, task, base_id })
-}
-
-fn number(value: &Value, key: &str) -> Result<u64> {
-    value[key].as_u64().with_context(|| format!("expected a number {key} in {value}"))
-}
-
-/// How `rankpatch bundle` divides the flash for adapters like these.
-fn plan(tool: &Tool, firmware: u64, base: &Path, adapters: &[Adapter]) -> Result<Value> {
-    let (flash, firmware) = (FLASH_BYTES.to_string(), firmware.to_string());
-    let mut arguments =
-        vec!["bundle", "--plan", &flash, "--firmware-bytes", &firmware, "--base", text(base)?];
-    for adapter in adapters {
-        arguments.push(text(&adapter.file)?);
-    }
-    tool.json(&arguments)
-}
-
-/// The most adapters that fit: slots are of one size, so the largest are left out first. With the plan for them.
-fn fitting(
-    tool: &Tool,
-    firmware: u64,
-    base: &Path,
-    mut adapters: Vec<Adapter>,
-) -> Result<(Vec<Adapter>, Vec<Adapter>, Value)> {
-    adapters.sort_by(|a, b| a.bytes.cmp(&b.bytes).then_with(|| a.task.cmp(&b.task)));
-    let mut left_out = Vec::new();
-    loop {
-        ensure!(!adapters.is_empty(), "expected an adapter that fits, found none");
-        let plan = plan(tool, firmware, base, &adapters)?;
-        if number(&plan, "slots")? >= adapters.len() as u64 {
-            return Ok((adapters, left_out, plan));
-        }
-        left_out.extend(adapters.pop());
-    }
-}
-
 fn device(
     tool: &Tool,
     board: &Board,
@@ -158,89 +104,49 @@ fn device(
     switches: u32,
 ) -> Result<Value> {
     let folder = output_folder("everything")?;
-    let base = folder.join(format!("{model}.rpb"));
-    let from = format!("tests/data/bases/{model}");
-    let built =
-        tool.json(&["base", "build", "--from", &from, "--target", &board.base_target(), "-o", text(&base)?])?;
-    let own = adapters.iter().filter(|adapter| built["base_id"] == *adapter.base_id).cloned().collect();
-    let firmware_bytes = firmware::flash_bytes(board)?;
-    let (adapters, left_out, plan) = fitting(tool, firmware_bytes, &base, own)?;
-
-    let mut files = Vec::new();
-    for (sequence, adapter) in (1..).zip(&adapters) {
-        let file = folder.join(format!("{}.rpa", adapter.task));
-        let sequence: u32 = sequence;
-        let signing = ["--key", firmware::SECRET_KEY, "--product", firmware::PRODUCT];
-        let output = ["--sequence", &sequence.to_string(), "-o", text(&file)?];
-        tool.json(&[&["sign", text(&adapter.file)?][..], &signing, &output].concat())?;
-        files.push(file);
-    }
-    let (slots, slot_bytes) = (number(&plan, "slots")?, number(&plan, "slot_bytes")?);
-    let journal_bytes = number(&plan, "journal_bytes")?;
-    let bundle = folder.join(format!("{model}.rpk"));
-    let [slots_text, slot_text, page_text, journal_text] =
-        [slots, slot_bytes, board.page_bytes, journal_bytes / board.page_bytes]
-            .map(|number| number.to_string());
-    let mut arguments =
-        vec!["bundle", "-o", text(&bundle)?, "--slots", &slots_text, "--slot-bytes", &slot_text];
-    arguments.extend(["--page-bytes", &page_text, "--journal-pages", &journal_text]);
-    for file in &files {
-        arguments.push(text(file)?);
-    }
-    tool.json(&arguments)?;
-
-    let parts = [firmware_bytes, number(&built, "image_bytes")?, slots * slot_bytes + journal_bytes];
-    let division = Division::new(board, FLASH_BYTES, parts, slot_bytes)?;
-    let elf = firmware::build_divided(board, &division, model)?;
-    let image = folder.join(format!("{model}.bin"));
-    fs::write(&image, division.image(&elf, &fs::read(&base)?, &fs::read(&bundle)?)?)?;
-    let qemu = Qemu::boot(board, &elf, &Emulation { flash: Some(image.clone()), ..Emulation::default() })?;
-    let session = Session { tool, port: format!("tcp:{}", qemu.link_address()), base: &base, question };
-    let answers = session.run(&files, switches)?;
-    qemu.stop();
-
-    let used: u64 = adapters.iter().map(|adapter| adapter.bytes).sum();
-    Ok(json!({
+    let product = Product::boot(tool, board, model, adapters, &folder, false)?;
+    let answers = Session { tool, product: &product, question }.run(switches)?;
+    let tasks = |adapters: &[Adapter]| -> Vec<Value> {
+        adapters.iter().map(|adapter| json!({ "task": adapter.task, "bytes": adapter.bytes })).collect()
+    };
+    let report = json!({
         "base": model,
-        "image": image,
+        "image": product.image,
         "flash_bytes": FLASH_BYTES,
-        "firmware_bytes": firmware_bytes,
-        "base_bytes": built["image_bytes"],
-        "journal_bytes": journal_bytes,
-        "slot_bytes": slot_bytes,
-        "slots": slots,
-        "tasks": adapters.iter().map(|adapter| json!({ "task": adapter.task, "bytes": adapter.bytes })).collect::<Vec<_>>(),
-        "adapter_bytes": used,
-        "left_out": left_out.iter().map(|adapter| json!({ "task": adapter.task, "bytes": adapter.bytes })).collect::<Vec<_>>(),
-        "more_tasks": slots - adapters.len() as u64,
-        "free_bytes": plan["free_bytes"],
+        "firmware_bytes": product.firmware_bytes,
+        "base_bytes": product.base_bytes,
+        "journal_bytes": product.journal_bytes,
+        "slot_bytes": product.slot_bytes,
+        "slots": product.slots,
+        "tasks": tasks(&product.installed),
+        "adapter_bytes": product.installed.iter().map(|adapter| adapter.bytes).sum::<u64>(),
+        "left_out": tasks(&product.left_out),
+        "more_tasks": product.slots - product.installed.len() as u64,
+        "free_bytes": product.free_bytes,
         "switches": switches,
         "answers_equal": answers,
-    }))
+    });
+    product.qemu.stop();
+    Ok(report)
 }
 
-/// A booted device whose slots hold the files, in their order.
+/// What a booted product is asked.
 struct Session<'a> {
     tool: &'a Tool,
-    port: String,
-    base: &'a Path,
+    product: &'a Product,
     question: &'a [&'a str],
 }
 
 impl Session<'_> {
-    fn ask(&self, arguments: &[&str]) -> Result<Value> {
-        self.tool.json(&[&["device", "--port", &self.port, "--timeout", "300"], arguments].concat())
-    }
-
     /// The digest of the device's answer, which tells spans or gives one output.
     fn answer(&self, spans: bool) -> Result<String> {
         let spans: &[&str] = if spans { &["--spans"] } else { &[] };
-        digest(&self.ask(&[&["run"], self.question, spans].concat())?)
+        digest(&self.product.ask(self.tool, &[&["run"], self.question, spans].concat())?)
     }
 
     /// The digest of the host's, and whether it tells spans.
     fn expected(&self, adapter: Option<&Path>) -> Result<(String, bool)> {
-        let mut arguments = vec!["sim", "--base", text(self.base)?];
+        let mut arguments = vec!["sim", "--base", text(&self.product.base)?];
         if let Some(adapter) = adapter {
             arguments.extend(["--adapter", text(adapter)?]);
         }
@@ -250,12 +156,13 @@ impl Session<'_> {
     }
 
     /// Switches between tasks and compares; the number of answers that were equal, which is all of them.
-    fn run(&self, files: &[PathBuf], switches: u32) -> Result<u32> {
+    fn run(&self, switches: u32) -> Result<u32> {
+        let files = &self.product.files;
         let (plain, _) = self.expected(None)?;
         let expected = files.iter().map(|file| self.expected(Some(file))).collect::<Result<Vec<_>>>()?;
         ensure!(self.answer(false)? == plain, "expected the host's bits from the plain base");
         for (turn, slot) in order(files.len(), switches).into_iter().enumerate() {
-            let activated = self.ask(&["activate", &slot.to_string()])?;
+            let activated = self.product.ask(self.tool, &["activate", &slot.to_string()])?;
             ensure!(activated["weight_bytes_copied"] == 0, "expected no weight to be copied: {activated}");
             let (file, (expected, spans)) = (&files[slot], &expected[slot]);
             let found = self.answer(*spans)?;
@@ -266,7 +173,7 @@ impl Session<'_> {
             );
             ensure!(found != plain, "expected another answer than the base's from {}", file.display());
         }
-        self.ask(&["detach"])?;
+        self.product.ask(self.tool, &["detach"])?;
         ensure!(self.answer(false)? == plain, "expected the bits of the plain base at the end");
         Ok(switches + 2)
     }

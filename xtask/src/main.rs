@@ -7,6 +7,7 @@ mod demo;
 mod everything;
 mod golden;
 mod nightly;
+mod product;
 mod setup;
 mod sizes;
 mod snapshot;

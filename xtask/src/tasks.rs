@@ -213,7 +213,7 @@ fn count(tool: &Tool, tasks: &[Task], folder: &Path, rows: &mut BTreeMap<&str, R
         let counts = device::count(tool, &tasks, folder).with_context(|| format!("with {base}"))?;
         for (Installed { task, .. }, counts) in tasks.iter().zip(counts) {
             if let Some(row) = rows.get_mut(task.name.as_str()) {
-                row.counts = Some(counts);
+                row.counts = counts;
             }
         }
     }

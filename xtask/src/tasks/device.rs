@@ -2,17 +2,17 @@
 //!
 //! QEMU counts instructions; they are not cycles.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::board::Board;
-use xtask::qemu::Qemu;
-use xtask::{firmware, workspace_root};
+use xtask::workspace_root;
 
 use super::task::Task;
-use crate::bench::{ask, boot};
 use crate::demo::{Tool, text};
+use crate::product::{Adapter, Product};
 
 const BOARD: &str = "qemu-mps2-an386";
 /// A second of sound.
@@ -35,8 +35,9 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    fn switched(&mut self, instructions: u64) {
+    fn switched(&mut self, (instructions, copied): (u64, u64)) {
         self.switch = (self.switch.0.min(instructions), self.switch.1.max(instructions));
+        self.copied += copied;
     }
 }
 
@@ -58,23 +59,50 @@ pub(super) enum Answer {
     Marks,
 }
 
-/// Counts all tasks of one base, in their order: each is installed, and every one that is installed with it is switched to and
-/// back from. Of more tasks than the board has slots one lot after the other is installed.
-pub(super) fn count(tool: &Tool, tasks: &[Installed<'_>], folder: &Path) -> Result<Vec<Counts>> {
+/// Counts all tasks of one base, in their order: all are installed, and each is switched to from every other one. A task that there
+/// is no room for has no counts.
+pub(super) fn count(tool: &Tool, tasks: &[Installed<'_>], folder: &Path) -> Result<Vec<Option<Counts>>> {
     let Some(first) = tasks.first() else { return Ok(Vec::new()) };
     let board = Board::find(BOARD)?;
     let model = Path::new(&first.task.base).file_name().and_then(|name| name.to_str());
-    let qemu = boot(tool, &board, model.context("expected the name of a base")?)?;
-    let device = Device { tool, board: &board, qemu: &qemu };
-    let slots = device.ask(&["info"])?["n_slots"].as_u64().context("expected the number of slots")?;
+    let adapters =
+        tasks.iter().map(|task| Adapter::read(tool, task.adapter.clone())).collect::<Result<Vec<_>>>()?;
+    let folder = folder.join("device");
+    fs::create_dir_all(&folder)?;
+    let model = model.context("expected the name of a base")?;
+    let product = Product::boot(tool, &board, model, &adapters, &folder, true)?;
+    let slots: Vec<_> = tasks
+        .iter()
+        .map(|task| product.installed.iter().position(|adapter| adapter.task == task.task.name))
+        .collect();
+    let device = Device { tool, board: &board, product: &product };
     let mut counts = Vec::new();
-    for lot in tasks.chunks(slots as usize) {
-        // The device takes rising sequence numbers only, whatever the task.
-        counts.extend(device.lot(lot, counts.len() + 1, folder)?);
-        // What is applied cannot be overwritten.
-        device.ask(&["detach"])?;
+    for (task, slot) in tasks.iter().zip(&slots) {
+        let Some(slot) = *slot else {
+            eprintln!(
+                "instructions of {} are left out: there is no room for it beside the others",
+                task.task.name
+            );
+            counts.push(None);
+            continue;
+        };
+        let (instructions, copied) = device.switch(slot)?;
+        let (answer, unit) = device.answer(task)?;
+        counts.push(Some(Counts { switch: (instructions, instructions), copied, answer, unit }));
     }
-    qemu.stop();
+    // From each to every other one and back.
+    for from in 0..slots.len() {
+        let Some(first) = slots[from] else { continue };
+        device.switch(first)?;
+        for to in from + 1..slots.len() {
+            for task in [to, from] {
+                if let (Some(slot), Some(counts)) = (slots[task], &mut counts[task]) {
+                    counts.switched(device.switch(slot)?);
+                }
+            }
+        }
+    }
+    product.qemu.stop();
     Ok(counts)
 }
 
@@ -82,41 +110,12 @@ pub(super) fn count(tool: &Tool, tasks: &[Installed<'_>], folder: &Path) -> Resu
 struct Device<'d> {
     tool: &'d Tool,
     board: &'d Board,
-    qemu: &'d Qemu,
+    product: &'d Product,
 }
 
 impl Device<'_> {
     fn ask(&self, arguments: &[&str]) -> Result<Value> {
-        ask(self.tool, self.qemu, arguments)
-    }
-
-    /// Tasks that are installed at the same time, one in each slot, with sequence numbers from this one on.
-    fn lot(&self, lot: &[Installed<'_>], sequence: usize, folder: &Path) -> Result<Vec<Counts>> {
-        let mut counts: Vec<Counts> = Vec::new();
-        for (slot, task) in lot.iter().enumerate() {
-            let signed = folder.join("signed.rpa");
-            let key = workspace_root().join(firmware::SECRET_KEY);
-            let signing = ["--key", text(&key)?, "--product", firmware::PRODUCT, "-o", text(&signed)?];
-            let sequence = (sequence + slot).to_string();
-            let numbered = ["--sequence", &sequence];
-            self.tool.json(&[&["sign", text(&task.adapter)?][..], &signing, &numbered].concat())?;
-            self.ask(&["push", text(&signed)?, "--slot", &slot.to_string()])?;
-            let (instructions, copied) = self.switch(slot)?;
-            let (answer, unit) = self.answer(task)?;
-            counts.push(Counts { switch: (instructions, instructions), copied, answer, unit });
-        }
-        // From each to every other one and back.
-        for from in 0..lot.len() {
-            self.switch(from)?;
-            for to in from + 1..lot.len() {
-                for slot in [to, from] {
-                    let (instructions, copied) = self.switch(slot)?;
-                    counts[slot].switched(instructions);
-                    counts[slot].copied += copied;
-                }
-            }
-        }
-        Ok(counts)
+        self.product.ask(self.tool, arguments)
     }
 
     /// Applies the adapter in a slot: instructions, and weight bytes that were copied. Its self-test is not counted.
@@ -164,9 +163,9 @@ mod tests {
     #[test]
     fn switches_keep_the_fewest_and_the_most() {
         let mut counts = Counts { switch: (5, 5), copied: 0, answer: 1, unit: "a token" };
-        for instructions in [7, 3, 4] {
-            counts.switched(instructions);
+        for (instructions, copied) in [(7, 0), (3, 16), (4, 2)] {
+            counts.switched((instructions, copied));
         }
-        assert_eq!(counts.switch, (3, 7));
+        assert_eq!((counts.switch, counts.copied), ((3, 7), 18));
     }
 }
