@@ -33,6 +33,8 @@ fn main() {
     layout::write("layout.rs", &layout::layout_rs(&manifest, &["base", "slots", "psram"]));
     // Page-aligned segments would only pad the image: nothing here has an MMU.
     println!("cargo:rustc-link-arg-bins=--nmagic");
+    // Functions of the same instructions are one: nothing here compares their addresses.
+    println!("cargo:rustc-link-arg-bins=--icf=all");
     println!("cargo:rustc-link-arg-bins=-Tmemory.x");
     println!("cargo:rustc-link-arg-bins=-Tlink.x");
     println!("cargo:rustc-link-arg-bins=-Tdefmt.x");

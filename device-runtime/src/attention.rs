@@ -189,7 +189,7 @@ fn attend(
 
 /// Bits of key and query codes without their sign: as many as keep the sum of a whole head's products below 2^30.
 fn code_bits(words: usize) -> u32 {
-    ((30 - (2 * words).max(1).next_power_of_two().ilog2()) / 2).min(14)
+    ((30 - (2 * words).next_power_of_two().trailing_zeros()) / 2).min(14)
 }
 
 /// The exponent with which the number whose bits are `max` gets a code of exactly `bits` bits, rounded; none for what

@@ -171,7 +171,10 @@ impl<'a> Tokenizer<'a> {
             rest = after;
         }
         while let Some((at, id)) = self.best_pair(tokens.get(..len).unwrap_or(&[])) {
-            tokens.get_mut(at + 1..len).unwrap_or(&mut []).rotate_left(1);
+            // All behind the pair go one place to the left. Slices do so with code for any distance, which a device has for nothing else.
+            let mut behind = id;
+            let rest = tokens.get_mut(at + 1..len).unwrap_or(&mut []);
+            rest.iter_mut().rev().for_each(|token| behind = core::mem::replace(token, behind));
             if let Some(slot) = tokens.get_mut(at) {
                 *slot = id;
             }

@@ -110,4 +110,4 @@ pub const fn instructions(ticks: u64) -> u64 {
     (ticks * 125 + NANOSECONDS_PER_INSTRUCTION) / (2 * NANOSECONDS_PER_INSTRUCTION)
 }
 
-defmt::timestamp!("{=u64:us}", now() / u64::from(TICKS_PER_SECOND / 1_000_000));
+defmt::timestamp!("{=u64:us}", rankpatch_board::microseconds(now(), (TICKS_PER_SECOND / 1_000_000) as u16));

@@ -20,15 +20,13 @@ pub fn fail() -> ! {
 }
 
 /// Logs a panic and ends the emulator: for [`crate::log_panics`].
+#[inline(always)]
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     cortex_m::interrupt::disable();
-    match (info.message().as_str(), info.location()) {
-        // Formatting costs several kilobytes of flash, so only what is at hand is said.
-        (Some(message), Some(at)) => {
-            defmt::error!("panicked at {=str}:{=u32}: {=str}", at.file(), at.line(), message);
-        }
-        (None, Some(at)) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
-        _ => defmt::error!("panicked"),
+    // Where is enough to find out what. The message may need formatting, which costs kilobytes of flash.
+    match info.location() {
+        Some(at) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
+        None => defmt::error!("panicked"),
     }
     fail()
 }

@@ -29,6 +29,7 @@ pub use nvmc::Nvmc;
 macro_rules! log_panics {
     () => {
         #[panic_handler]
+        #[inline(always)]
         fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             $crate::panicked(info)
         }

@@ -25,9 +25,14 @@ fn end(status: debug::ExitStatus) -> ! {
 }
 
 /// Logs a panic and ends the emulator: for [`crate::log_panics`].
+#[inline(always)]
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     cortex_m::interrupt::disable();
-    defmt::error!("{}", defmt::Display2Format(info));
+    // Where is enough to find out what. The message may need formatting, which costs kilobytes of flash.
+    match info.location() {
+        Some(at) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
+        None => defmt::error!("panicked"),
+    }
     fail()
 }
 

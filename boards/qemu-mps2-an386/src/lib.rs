@@ -32,6 +32,7 @@ pub use fault::{fail, panicked, succeed};
 macro_rules! log_panics {
     () => {
         #[panic_handler]
+        #[inline(always)]
         fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             $crate::panicked(info)
         }

@@ -9,7 +9,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use crate::counter;
 use crate::uart;
 
-defmt::timestamp!("{=u64:us}", counter::now() / u64::from(counter::TICKS_PER_SECOND / 1_000_000));
+defmt::timestamp!(
+    "{=u64:us}",
+    rankpatch_board::microseconds(counter::now(), (counter::TICKS_PER_SECOND / 1_000_000) as u16)
+);
 
 #[defmt::global_logger]
 struct Logger;

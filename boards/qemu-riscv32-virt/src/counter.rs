@@ -37,4 +37,7 @@ pub const fn instructions(ticks: u64) -> u64 {
     (ticks + TICKS_PER_INSTRUCTION / 2) / TICKS_PER_INSTRUCTION
 }
 
-defmt::timestamp!("{=u64:us}", riscv::register::mcycle::read64() / u64::from(TICKS_PER_SECOND / 1_000_000));
+defmt::timestamp!(
+    "{=u64:us}",
+    rankpatch_board::microseconds(riscv::register::mcycle::read64(), (TICKS_PER_SECOND / 1_000_000) as u16)
+);

@@ -17,9 +17,14 @@ pub fn fail() -> ! {
 }
 
 /// Logs a panic and ends the emulator: for [`crate::log_panics`].
+#[inline(always)]
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     riscv::interrupt::disable();
-    defmt::error!("{}", defmt::Display2Format(info));
+    // Where is enough to find out what. The message may need formatting, which costs kilobytes of flash.
+    match info.location() {
+        Some(at) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
+        None => defmt::error!("panicked"),
+    }
     fail()
 }
 
