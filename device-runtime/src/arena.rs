@@ -25,7 +25,7 @@ pub struct ArenaLayout {
     pub values: usize,
     /// Activation codes and their scales.
     pub codes: usize,
-    /// Integer sums and packed activations of the kernels, rank components.
+    /// Integer sums and packed activations of the kernels, rank components, numbers that the image has as halves.
     pub kernels: usize,
     /// Codes, scores and weights of one attention row.
     pub scores: usize,
@@ -61,6 +61,7 @@ pub(crate) struct Counts {
     samples: usize,
     pooled: usize,
     rank: usize,
+    numbers: usize,
 }
 
 fn round(bytes: usize) -> usize {
@@ -77,6 +78,7 @@ impl Counts {
             ..Self::default()
         };
         for (_, op) in base.ops() {
+            counts.numbers = counts.numbers.max(halves(base, op));
             match op {
                 Op::Linear { input, weight, .. } => {
                     let w = base.matrix(weight);
@@ -124,12 +126,31 @@ impl Counts {
         ArenaLayout {
             values: words(self.values),
             codes: round(self.codes) + words(self.rows),
-            kernels: words(self.acc) + words(self.pack) + words(2 * rank) + round(rank * 2),
+            kernels: words(self.acc)
+                + words(self.pack)
+                + words(2 * rank)
+                + round(rank * 2)
+                + words(self.numbers),
             scores: words(self.query) + words(self.totals) + words(self.keys) + words(self.keys.div_ceil(2)),
             kv_cache: words(self.kv),
             samples: round(self.samples.saturating_mul(2)),
             head: words(self.pooled) + words(MIN_HEAD_OUTPUTS),
         }
+    }
+}
+
+/// Numbers that an operator turns from halves into f32 at once.
+fn halves(base: &Base<'_>, op: Op) -> usize {
+    let halves = |id| base.floats(id).halves();
+    match op {
+        Op::Linear { weight, bias, .. } => base.matrix(weight).scales.halves() + bias.map_or(0, halves),
+        Op::LayerNorm { weight, bias, .. } => halves(weight) + halves(bias),
+        Op::RmsNorm { weight, .. } | Op::Scale { weight, .. } => halves(weight),
+        Op::PrependToken { token, .. } => halves(token),
+        Op::AddPosition { table, .. } if halves(table) > 0 => {
+            base.tensor(table).map_or(0, |info| info.cols as usize)
+        }
+        _ => 0,
     }
 }
 
@@ -157,6 +178,8 @@ pub(crate) struct Arena<'a> {
     pub(crate) pack: &'a mut [i32],
     pub(crate) z: &'a mut [i32],
     pub(crate) v: &'a mut [i16],
+    /// Numbers of one operator that the image has as halves.
+    pub(crate) numbers: &'a mut [f32],
     pub(crate) attention: Scratch<'a>,
     pub(crate) kv: &'a mut [u32],
     /// `[frame]`.
@@ -186,6 +209,7 @@ impl<'a> Arena<'a> {
             pack: cutter.cut(counts.pack),
             z: cutter.cut(2 * rank),
             v: cutter.cut(rank),
+            numbers: cutter.cut(counts.numbers),
             attention: Scratch {
                 query: cutter.cut(counts.query),
                 totals: cutter.cut(counts.totals),

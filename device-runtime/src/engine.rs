@@ -470,7 +470,8 @@ impl<'a> Engine<'a> {
             }
             if let Op::Linear { input, weight, bias } = op {
                 let w = base.matrix(weight);
-                let bias = bias.map_or(&[][..], |bias| pass.bias(bias));
+                let mut room = &mut *self.arena.numbers;
+                let bias = bias.map_or(&[][..], |bias| pass.bias(bias, &mut room));
                 let (merged_w, patch) = if merged {
                     (patches.take(site, &w), None)
                 } else {
@@ -493,12 +494,11 @@ impl<'a> Engine<'a> {
                     v: self.arena.v,
                 };
                 let y = pass.value_mut(index);
-                match merged_w {
-                    None => linear(&w, bias, patch.as_ref(), codes, y, &mut scratch),
-                    Some(Merged::Int8(w)) => linear(&w, bias, None, codes, y, &mut scratch),
-                    Some(Merged::Int16 { words, scales }) => {
-                        linear_wide((words, scales), w.cols, bias, codes, y, &mut scratch);
-                    }
+                if let Some(Merged::Int16 { words, scales }) = merged_w {
+                    linear_wide((words, scales), w.cols, bias, codes, y, &mut scratch);
+                } else {
+                    let w = if let Some(Merged::Int8(merged)) = merged_w { merged } else { w };
+                    linear(&w, w.scales.read(&mut room), bias, patch.as_ref(), codes, y, &mut scratch);
                 }
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
                 let n_heads = usize::from(n_heads);
@@ -520,7 +520,7 @@ impl<'a> Engine<'a> {
                     pass.attention(index, [q, k, v], heads, scratch);
                 }
             } else {
-                pass.elementwise(index, &op);
+                pass.elementwise(index, &op, self.arena.numbers);
             }
         }
         let features = base.value(manifest.features);

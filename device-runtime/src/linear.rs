@@ -31,9 +31,10 @@ pub(crate) struct Codes<'a> {
 
 /// y = W x + b for all tokens of `x`, with `patch` added to the integer sums.
 ///
-/// `y`: `[rows, out_features]`; `bias`: `[out_features]` or empty.
+/// `y`: `[rows, out_features]`; `scales`: the row scales of `w`; `bias`: `[out_features]` or empty.
 pub(crate) fn linear<'x>(
     w: &Matrix<'_>,
+    scales: &[f32],
     bias: &[f32],
     patch: Option<&Patch<'_>>,
     x: Codes<'x>,
@@ -48,8 +49,8 @@ pub(crate) fn linear<'x>(
     let row = |codes: &'x [i8]| codes.get(..w.cols).unwrap_or(&[]);
     let pairs = x.codes.chunks(2 * x.stride.max(1)).zip(x.scales.chunks(2)).zip(y.chunks_mut(2 * out.max(1)));
     // Two tokens share every weight that is loaded, and A and W read the same prepared activations.
-    for ((codes, scales), y) in pairs {
-        if let ([scale0, scale1], Some((y0, y1))) = (scales, y.split_at_mut_checked(out)) {
+    for ((codes, x_scales), y) in pairs {
+        if let ([scale0, scale1], Some((y0, y1))) = (x_scales, y.split_at_mut_checked(out)) {
             let x1 = codes.get(x.stride..).unwrap_or(&[]);
             let x = PackedPair::new(w.layout, row(codes), row(x1), pack);
             kernels::gemm2_packed(w.layout, w.codes, out, &x, acc0, acc1);
@@ -58,16 +59,16 @@ pub(crate) fn linear<'x>(
                 add_components(patch, z0, v, acc0);
                 add_components(patch, z1, v, acc1);
             }
-            dequantize(acc0, *scale0, w.scales, bias, y0);
-            dequantize(acc1, *scale1, w.scales, bias, y1);
-        } else if let [scale0, ..] = scales {
+            dequantize(acc0, *scale0, scales, bias, y0);
+            dequantize(acc1, *scale1, scales, bias, y1);
+        } else if let [scale0, ..] = x_scales {
             let x = Packed::new(w.layout, row(codes), pack);
             kernels::gemv_packed(w.layout, w.codes, out, &x, acc0);
             if let Some(patch) = patch {
                 kernels::down_packed(patch.lora_a, rank, &x, z0);
                 add_components(patch, z0, v, acc0);
             }
-            dequantize(acc0, *scale0, w.scales, bias, y);
+            dequantize(acc0, *scale0, scales, bias, y);
         }
     }
 }

@@ -13,6 +13,7 @@ mod tests;
 
 use rankpatch_format::adapter::{Adapter, Cursor, Patch};
 use rankpatch_format::base::{ALIGN, Base, Matrix};
+use rankpatch_format::numbers::Floats;
 
 use crate::{Error, Result, kernels};
 
@@ -206,7 +207,7 @@ fn merge_row(
     scratch: &mut Row<'_>,
 ) -> f32 {
     scratch.sum(w, patch, o);
-    let base_scale = w.scales.get(o).copied().unwrap_or(0.0);
+    let base_scale = w.scales.get(o).unwrap_or(0.0);
     let Row { sums, codes } = scratch;
     let scale = match kind {
         MergedType::Int8 => kernels::quantize(sums, codes),
@@ -297,7 +298,7 @@ pub fn site_losses(
         let mut loss = SiteLoss::default();
         for o in 0..w.rows {
             // Row scales weigh the rows as the network does.
-            let unit = f64::from(w.scales.get(o).copied().unwrap_or(0.0));
+            let unit = f64::from(w.scales.get(o).unwrap_or(0.0));
             w.layout.read_row(w.codes, w.cols, o, row.codes);
             let base_norm: f64 = row.codes.iter().map(|code| f64::from(*code).powi_2()).sum();
             row.sum(&w, &patch, o);
@@ -391,7 +392,7 @@ impl<'a> MergedCursor<'a> {
         Some(match self.kind {
             MergedType::Int16 => Merged::Int16 { words: bytemuck::try_cast_slice(codes).ok()?, scales },
             MergedType::Int8 | MergedType::Int8Feedback => {
-                Merged::Int8(Matrix { codes: bytemuck::cast_slice(codes), scales, ..*w })
+                Merged::Int8(Matrix { codes: bytemuck::cast_slice(codes), scales: Floats::F32(scales), ..*w })
             }
         })
     }

@@ -48,7 +48,7 @@ pub(crate) fn rope(x: &mut [f32], width: usize, inv_freq: &[f32], position: usiz
 pub(crate) fn embed(table: &Matrix<'_>, id: usize, codes: &mut [i8], y: &mut [f32]) {
     let Some(codes) = codes.get_mut(..table.cols) else { return };
     table.layout.read_row(table.codes, table.cols, id, codes);
-    let scale = table.scales.get(id).copied().unwrap_or(0.0);
+    let scale = table.scales.get(id).unwrap_or(0.0);
     y.iter_mut().zip(codes).for_each(|(y, code)| *y = f32::from(*code) * scale);
 }
 

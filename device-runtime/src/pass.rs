@@ -26,9 +26,12 @@ pub(crate) struct Pass<'p, 'a> {
 }
 
 impl<'a> Pass<'_, 'a> {
-    /// A bias in place: the adapter's, or the base's.
-    pub(crate) fn bias(&mut self, id: TensorId) -> &'a [f32] {
-        self.biases.of(id).unwrap_or_else(|| self.base.floats(id))
+    /// A bias, the adapter's or the base's, in place or at the front of `room`.
+    pub(crate) fn bias<'r>(&mut self, id: TensorId, room: &mut &'r mut [f32]) -> &'r [f32]
+    where
+        'a: 'r,
+    {
+        self.biases.of(id).unwrap_or_else(|| self.base.floats(id).read(room))
     }
 
     fn width(&self, id: ValueId) -> usize {
@@ -176,31 +179,37 @@ impl<'a> Pass<'_, 'a> {
         Some((places.map(|place| outside(before, after, &to, &place)), y))
     }
 
-    /// Operators that are neither linear nor attention.
-    pub(crate) fn elementwise(&mut self, index: u16, op: &Op) {
+    /// Operators that are neither linear nor attention. `room` is for numbers that the image has as halves.
+    pub(crate) fn elementwise<'r>(&mut self, index: u16, op: &Op, mut room: &'r mut [f32])
+    where
+        'a: 'r,
+    {
         let base = self.base;
         let width = base.value(index).width as usize;
         match *op {
             Op::RmsNorm { input, weight, eps } => {
+                let weight = base.floats(weight).read(&mut room);
                 let [x, y] = self.cells([input, index]);
-                ops::rms_norm(x, base.floats(weight), eps, y);
+                ops::rms_norm(x, weight, eps, y);
             }
             Op::LayerNorm { input, weight, bias, eps } => {
-                let bias = self.bias(bias);
+                let bias = self.bias(bias, &mut room);
+                let weight = base.floats(weight).read(&mut room);
                 let [x, y] = self.cells([input, index]);
-                ops::layer_norm(x, base.floats(weight), bias, eps, y);
+                ops::layer_norm(x, weight, bias, eps, y);
             }
             Op::Rope { input, inv_freq } => {
                 let position = self.position;
-                ops::rope(self.copied(index, input), width, base.floats(inv_freq), position);
+                ops::rope(self.copied(index, input), width, base.f32s(inv_freq), position);
             }
             Op::AddPosition { input, table } => {
-                let from = self.position * width;
-                let table = base.floats(table).get(from..).unwrap_or(&[]);
-                float::add(self.copied(index, input), table);
+                let (table, position) = (base.floats(table), self.position);
+                for (row, t) in self.copied(index, input).chunks_exact_mut(width.max(1)).zip(position..) {
+                    float::add(row, table.part(t * width, width).read(&mut &mut *room));
+                }
             }
             Op::Scale { input, weight } => {
-                let weight = base.floats(weight);
+                let weight = base.floats(weight).read(&mut room);
                 for row in self.copied(index, input).chunks_exact_mut(width.max(1)) {
                     float::mul(row, weight);
                 }
@@ -214,7 +223,7 @@ impl<'a> Pass<'_, 'a> {
             Op::PrependToken { input, token } => {
                 let (from, to) = (self.range(input), self.range(index));
                 self.copy(from, to.start + width..to.end);
-                let token = base.floats(token);
+                let token = base.floats(token).read(&mut room);
                 self.value_mut(index).iter_mut().zip(token).for_each(|(to, from)| *to = *from);
             }
             Op::SelectRow { input, row } => {

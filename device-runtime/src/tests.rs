@@ -90,6 +90,45 @@ fn layouts_and_pass_sizes_have_the_same_bits() {
 }
 
 #[test]
+fn halves_give_the_bits_of_the_numbers_that_they_are() {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()].map(fixture::halved) {
+        let mut data = fixture::adapter(
+            &network,
+            &all_sites(&network, |site| 1 + usize::from(site) % 5),
+            Some(3),
+            0.4,
+            2,
+        );
+        // Every second bias comes from the adapter.
+        data.biases = fixture::biases(&network, 5).into_iter().step_by(2).collect();
+        let file = Aligned::new(&data.write().unwrap());
+        let digests =
+            [network.write(Layout::Dsp4x4, 3).unwrap(), fixture::image_in_f32(&network, Layout::Dsp4x4, 3)]
+                .map(|image| {
+                    let image = Aligned::new(&image);
+                    let base = Base::new(image.bytes()).unwrap();
+                    let adapter = Adapter::new(file.bytes(), &base).unwrap();
+                    let mut arena = memory(arena_bytes(&base, 24));
+                    let kinds = [MergedType::Int8, MergedType::Int8Feedback, MergedType::Int16];
+                    let mut merges = kinds.map(|kind| memory(merged_bytes(&base, &adapter, kind)));
+                    let mut engine = Engine::new(base, arena.bytes_mut(), 24).unwrap();
+                    let mut digests = vec![run(&mut engine)];
+                    engine.attach(adapter).unwrap();
+                    digests.push(run(&mut engine));
+                    for (kind, memory) in kinds.into_iter().zip(&mut merges) {
+                        engine.attach_merged(adapter, kind, memory.bytes_mut()).unwrap();
+                        digests.push(run(&mut engine));
+                    }
+                    (digests, arena_layout(&base, 24).kernels)
+                });
+        let [(halves, room), (wide, less_room)] = digests;
+        assert_eq!(halves, wide, "{}", network.name);
+        assert!(room > less_room);
+        assert!(halves.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}
+
+#[test]
 fn a_thousand_switches_leave_the_base_bit_identical() {
     for network in [fixture::decoder(), fixture::encoder(), fixture::listener()] {
         let image = image(&network, Layout::Dsp4x4, 3);
@@ -221,7 +260,7 @@ fn streamed_and_merged_follow_the_definition() {
                                 * f64::from(patch.lora_a[j * site.weight.cols + i])
                         })
                         .sum();
-                    f64::from(site.weight.scales[o])
+                    f64::from(site.weight.scales.get(o).unwrap())
                         * (f64::from(site.weight.codes[o * site.weight.cols + i]) + update)
                 })
                 .collect();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::front_end::{FFT_BINS, FrontEnd};
 use crate::graph::{Op, Ops, Rows, Shape, TensorId, TensorShape, ValueId};
 use crate::layout::{Layout, decode_dsp_word};
+use crate::numbers::Floats;
 use crate::read::Reader;
 use crate::tokenizer::{Tokenizer, TokenizerInfo};
 use crate::{BaseId, Error, MAX_OUTPUTS, MAX_WIDTH, Result, VERSION, What};
@@ -69,17 +70,20 @@ pub struct TensorInfo {
     pub rows: u32,
     /// Columns.
     pub cols: u32,
-    /// `None`: f32, row-major. `Some`: int8 codes in that layout, preceded by f32 row scales padded to [`ALIGN`].
+    /// `None`: numbers, row-major. `Some`: int8 codes in that layout, preceded by row scales padded to [`ALIGN`].
     pub layout: Option<Layout>,
+    /// Whether the numbers, or the row scales, are f16 and not f32.
+    pub halves: bool,
 }
 
 impl TensorInfo {
-    /// The record as bytes: offset, rows, cols (u32 little-endian), kind (0 f32, 1 int8), layout, two zeros.
+    /// The record as bytes: offset, rows, cols (u32 little-endian), kind (0 f32, 1 int8, 2 f16, 3 int8 with f16 scales), layout,
+    /// two zeros.
     pub fn to_bytes(self) -> [u8; TENSOR_RECORD_BYTES] {
         let mut bytes = [0; TENSOR_RECORD_BYTES];
         let words = [self.offset, self.rows, self.cols];
         bytes.chunks_exact_mut(4).zip(words).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
-        bytes[12] = self.layout.is_some().into();
+        bytes[12] = u8::from(self.layout.is_some()) + 2 * u8::from(self.halves);
         bytes[13] = self.layout.map_or(0, |layout| layout as u8);
         bytes
     }
@@ -89,8 +93,8 @@ impl TensorInfo {
             return None;
         };
         let layout = match (kind, layout) {
-            (0, 0) => None,
-            (1, number) => Some(Layout::from_u8(number)?),
+            (0 | 2, 0) => None,
+            (1 | 3, number) => Some(Layout::from_u8(number)?),
             _ => return None,
         };
         Some(Self {
@@ -98,25 +102,30 @@ impl TensorInfo {
             rows: u32::from_le_bytes([r0, r1, r2, r3]),
             cols: u32::from_le_bytes([c0, c1, c2, c3]),
             layout,
+            halves: kind >= 2,
         })
     }
 
     /// Bytes of the section.
     pub fn section_bytes(self) -> u32 {
         match self.layout {
-            None => self.rows.saturating_mul(self.cols).saturating_mul(4),
-            Some(layout) => scales_bytes(self.rows).saturating_add(layout.bytes(self.rows, self.cols)),
+            None => self.rows.saturating_mul(self.cols).saturating_mul(self.number_bytes()),
+            Some(layout) => self.scales_bytes().saturating_add(layout.bytes(self.rows, self.cols)),
         }
+    }
+
+    fn number_bytes(self) -> u32 {
+        if self.halves { 2 } else { 4 }
+    }
+
+    /// Bytes of the row scales before the codes, padded to [`ALIGN`].
+    fn scales_bytes(self) -> u32 {
+        self.rows.saturating_mul(self.number_bytes()).div_ceil(16).saturating_mul(16)
     }
 
     fn shape(self) -> TensorShape {
         TensorShape { rows: self.rows, cols: self.cols, quantized: self.layout.is_some() }
     }
-}
-
-/// Bytes of the row scales before the codes, padded to [`ALIGN`].
-fn scales_bytes(rows: u32) -> u32 {
-    rows.saturating_mul(4).div_ceil(16).saturating_mul(16)
 }
 
 /// A record of the value directory: shape and place of one value.
@@ -195,7 +204,7 @@ pub struct Matrix<'a> {
     /// The codes, in `layout`, -127..=127.
     pub codes: &'a [i8],
     /// Row scales `[rows]`, positive and finite.
-    pub scales: &'a [f32],
+    pub scales: Floats<'a>,
 }
 
 /// A checked base image.
@@ -322,7 +331,7 @@ impl<'a> Base<'a> {
             self.in_image(What::TensorSection, info.offset, info.section_bytes(), sections_from)?;
             let owner = index as u16;
             if info.layout.is_some() {
-                check_scales(What::Row, owner, self.matrix(owner).scales.iter().copied())?;
+                check_scales(What::Row, owner, self.matrix(owner).scales.iter())?;
                 let codes = self.matrix(owner).codes;
                 let forbidden = match info.layout {
                     Some(Layout::Dsp4x4) => {
@@ -385,6 +394,10 @@ impl<'a> Base<'a> {
                     expected: shape.width,
                     found: info.width,
                 });
+            }
+            let halves = |id| self.tensor_info(id).is_some_and(|info| info.halves);
+            if op.read_in_place().into_iter().flatten().any(halves) {
+                return Err(Error::Malformed { what: What::TensorRecord });
             }
             if let Op::AddPosition { table, .. } = op {
                 let expected = shape.rows.count(manifest.max_rows as usize) as u32;
@@ -560,10 +573,10 @@ impl<'a> Base<'a> {
             frame: frame.into(),
             hop: hop.into(),
             floor,
-            window: self.floats(window),
-            bands: self.floats(bands).as_chunks().0,
-            mel: self.floats(mel),
-            dct: self.floats(dct),
+            window: self.f32s(window),
+            bands: self.f32s(bands).as_chunks().0,
+            mel: self.f32s(mel),
+            dct: self.f32s(dct),
         })
     }
 
@@ -637,29 +650,45 @@ impl<'a> Base<'a> {
 
     /// An int8 matrix in place; an empty one if `id` is no such tensor.
     pub fn matrix(&self, id: TensorId) -> Matrix<'a> {
-        let empty = Matrix { rows: 0, cols: 0, layout: Layout::RowMajor, codes: &[], scales: &[] };
+        let empty = Matrix { rows: 0, cols: 0, layout: Layout::RowMajor, codes: &[], scales: Floats::EMPTY };
         let Some(info @ TensorInfo { layout: Some(layout), .. }) = self.tensor_info(id) else { return empty };
-        let scales = self.section(info.offset, info.rows.saturating_mul(4));
-        let codes = self
-            .section(info.offset.saturating_add(scales_bytes(info.rows)), layout.bytes(info.rows, info.cols));
-        let Ok(scales) = bytemuck::try_cast_slice(scales) else { return empty };
+        let scales = self.section(info.offset, info.rows.saturating_mul(info.number_bytes()));
+        let codes =
+            self.section(info.offset.saturating_add(info.scales_bytes()), layout.bytes(info.rows, info.cols));
         Matrix {
             rows: info.rows as usize,
             cols: info.cols as usize,
             layout,
             codes: bytemuck::cast_slice(codes),
-            scales,
+            scales: numbers(scales, info.halves),
         }
     }
 
-    /// An f32 tensor in place, row-major; an empty one if `id` is no such tensor.
-    pub fn floats(&self, id: TensorId) -> &'a [f32] {
+    /// Numbers in place, row-major; none if `id` is no such tensor.
+    pub fn floats(&self, id: TensorId) -> Floats<'a> {
         match self.tensor_info(id) {
             Some(info @ TensorInfo { layout: None, .. }) => {
-                bytemuck::try_cast_slice(self.section(info.offset, info.section_bytes())).unwrap_or(&[])
+                numbers(self.section(info.offset, info.section_bytes()), info.halves)
             }
-            _ => &[],
+            _ => Floats::EMPTY,
         }
+    }
+
+    /// Numbers that an operator reads where they are, as f32: a front end's tables and rotary frequencies.
+    pub fn f32s(&self, id: TensorId) -> &'a [f32] {
+        match self.floats(id) {
+            Floats::F32(numbers) => numbers,
+            Floats::F16(_) => &[],
+        }
+    }
+}
+
+/// The numbers of a section, which lies on a boundary of [`ALIGN`].
+fn numbers(bytes: &[u8], halves: bool) -> Floats<'_> {
+    if halves {
+        Floats::F16(bytemuck::try_cast_slice(bytes).unwrap_or(&[]))
+    } else {
+        Floats::F32(bytemuck::try_cast_slice(bytes).unwrap_or(&[]))
     }
 }
 

@@ -11,6 +11,7 @@ use half::f16;
 use crate::adapter::{Pooling, SelfTest};
 use crate::digest::XorShift32;
 use crate::graph::{Op, TensorId, ValueId};
+use crate::layout::Layout;
 use crate::tokenizer::TokenizerInfo;
 use crate::write::{AdapterData, BiasData, HeadData, Network, PatchData, Tensor, Vocabulary};
 
@@ -245,6 +246,26 @@ pub fn biases(network: &Network, seed: u32) -> Vec<BiasData> {
     let len = |tensor: TensorId| network.tensors[usize::from(tensor)].shape().cols;
     let bias = |tensor| BiasData { tensor, values: (0..len(tensor)).map(|_| b.uniform()).collect() };
     tensors.into_iter().map(bias).collect()
+}
+
+/// The network with all numbers that may be halves rounded to halves.
+pub fn halved(mut network: Network) -> Network {
+    let halvable = network.halvable();
+    for (tensor, halvable) in network.tensors.iter_mut().zip(halvable) {
+        let numbers = match tensor {
+            Tensor::Floats { data, .. } | Tensor::Codes { scales: data, .. } if halvable => data,
+            _ => continue,
+        };
+        numbers.iter_mut().for_each(|number| *number = f16::from_f32(*number).to_f32());
+    }
+    network
+}
+
+/// The image of `network` with all numbers as f32, also those that are halves.
+pub fn image_in_f32(network: &Network, layout: Layout, pass_rows: u32) -> Vec<u8> {
+    network
+        .write_halves(layout, pass_rows, &vec![false; network.tensors.len()])
+        .expect("a network of this module")
 }
 
 /// `bytes` at an address that is a multiple of 16, which images need.

@@ -229,7 +229,7 @@ pub struct TensorShape {
     pub rows: u32,
     /// Columns (in_features; width).
     pub cols: u32,
-    /// Whether the tensor is an int8 matrix with row scales; otherwise it is f32.
+    /// Whether the tensor is an int8 matrix with row scales; otherwise it is numbers.
     pub quantized: bool,
 }
 
@@ -316,6 +316,15 @@ impl Op {
             #[cfg(feature = "alloc")]
             Self::Host(HostOp::Convolution { bias, .. }) => Some(bias),
             _ => None,
+        }
+    }
+
+    /// The tensors of numbers that this operator reads where they are, so that an image has them as f32; `None` fills up.
+    pub fn read_in_place(&self) -> [Option<TensorId>; 4] {
+        match *self {
+            Self::Rope { inv_freq, .. } => [Some(inv_freq), None, None, None],
+            Self::Mfcc { window, bands, mel, dct, .. } => [window, bands, mel, dct].map(Some),
+            _ => [None; 4],
         }
     }
 

@@ -34,6 +34,7 @@ pub mod graph;
 pub mod header;
 pub mod layout;
 pub mod link;
+pub mod numbers;
 #[cfg(feature = "alloc")]
 pub mod plan;
 mod read;

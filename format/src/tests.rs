@@ -78,6 +78,65 @@ fn networks_come_back_from_their_image() {
 }
 
 #[test]
+fn numbers_that_are_halves_take_half_the_bytes() {
+    for network in [fixture::decoder(), fixture::encoder(), fixture::listener()].map(fixture::halved) {
+        let image = image(&network, Layout::Dsp4x4);
+        let wide = Aligned::new(&fixture::image_in_f32(&network, Layout::Dsp4x4, 4));
+        assert!(image.bytes().len() < wide.bytes().len());
+        let (base, wide) = (Base::new(image.bytes()).unwrap(), Base::new(wide.bytes()).unwrap());
+        assert_eq!(
+            (base.id(), wide.id()),
+            (network.id(), network.id()),
+            "identity does not depend on how numbers lie"
+        );
+        assert_eq!(Network::read(&base).tensors, network.tensors);
+        assert_eq!(Network::read(&wide).tensors, network.tensors);
+        for (id, halvable) in network.halvable().into_iter().enumerate() {
+            let id = id as u16;
+            assert_eq!(base.tensor(id).unwrap().halves, halvable);
+            assert!(!wide.tensor(id).unwrap().halves);
+        }
+    }
+}
+
+#[test]
+fn halves_are_refused_where_they_would_be_read_in_place() {
+    for network in [fixture::decoder(), fixture::listener()] {
+        let ids: Vec<usize> = (0..network.tensors.len()).filter(|id| !network.halvable()[*id]).collect();
+        assert!(!ids.is_empty());
+        for id in ids {
+            let mut image = image(&network, Layout::RowMajor);
+            let records = Base::new(image.bytes()).unwrap().manifest().tensors.as_ptr().addr();
+            let kind = records - image.bytes().as_ptr().addr() + id * base::TENSOR_RECORD_BYTES + 12;
+            let info = Base::new(image.bytes()).unwrap().tensor(id as u16).unwrap();
+            image.bytes_mut()[kind] = 2;
+            // Zeros are numbers either way.
+            image.bytes_mut()[info.offset as usize..][..info.section_bytes() as usize].fill(0);
+            seal_base(&mut image);
+            let error = Base::new(image.bytes()).unwrap_err();
+            assert_eq!(error, Error::Malformed { what: What::TensorRecord }, "{id}");
+        }
+    }
+}
+
+#[test]
+fn halves_that_are_no_numbers_are_refused() {
+    let network = fixture::halved(fixture::encoder());
+    for (id, tensor) in network.tensors.iter().enumerate() {
+        let mut image = image(&network, Layout::RowMajor);
+        let offset = Base::new(image.bytes()).unwrap().tensor(id as u16).unwrap().offset as usize;
+        image.bytes_mut()[offset..offset + 2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
+        seal_base(&mut image);
+        let error = Base::new(image.bytes()).unwrap_err();
+        if matches!(tensor, Tensor::Codes { .. }) {
+            assert!(matches!(error, Error::BadScale { what: What::Row, index: 0, .. }), "{error}");
+        } else {
+            assert_eq!(error, Error::NotFinite { what: What::Weight, index: 0 });
+        }
+    }
+}
+
+#[test]
 fn any_change_of_content_changes_the_identity() {
     let network = fixture::encoder();
     let mut seen = vec![network.id()];

@@ -16,6 +16,7 @@ use crate::base::{self, ALIGN, Base, Manifest, TensorInfo};
 use crate::graph::{Op, Shape, TensorId, TensorShape, ValueId, host};
 use crate::header::{self, Header, KeyId, ProductId};
 use crate::layout::Layout;
+use crate::numbers::are_halves;
 use crate::plan::plan;
 use crate::tokenizer::TokenizerInfo;
 use crate::{BaseId, Error, Result, VERSION, What};
@@ -23,7 +24,7 @@ use crate::{BaseId, Error, Result, VERSION, What};
 /// A tensor of a network on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tensor {
-    /// f32 that stays f32 on the device: norms, biases, tables. `[rows, cols]` row-major.
+    /// Numbers that stay numbers on the device: norms, biases, tables. `[rows, cols]` row-major.
     Floats {
         /// Rows; 1 for a vector.
         rows: u32,
@@ -178,6 +179,17 @@ impl Network {
         self.ops.iter().all(Op::streams)
     }
 
+    /// By tensor, whether its numbers, or its row scales, may be halves in an image: all but what an operator reads where it is.
+    pub fn halvable(&self) -> Vec<bool> {
+        let mut halvable = vec![true; self.tensors.len()];
+        for id in self.ops.iter().flat_map(Op::read_in_place).flatten() {
+            if let Some(halvable) = halvable.get_mut(usize::from(id)) {
+                *halvable = false;
+            }
+        }
+        halvable
+    }
+
     /// The sites: name and weight tensor, in canonical order.
     pub fn sites(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         let weights = self.ops.iter().filter_map(|op| match op {
@@ -224,12 +236,18 @@ impl Network {
     }
 
     /// Writes the base image with its weights in `layout`, planned for passes of at most `pass_rows` rows. A network
-    /// that does not stream is planned for its longest sequence whatever `pass_rows` says.
+    /// that does not stream is planned for its longest sequence whatever `pass_rows` says. Tensors whose numbers are all halves
+    /// are written as halves, which loses nothing.
     ///
     /// # Errors
     /// What [`Network::shapes`] and [`Base::new`] refuse; [`Error::Malformed`] if a matrix is not quantized yet;
     /// [`Error::HostOperator`] if a device could not run the network.
     pub fn write(&self, layout: Layout, pass_rows: u32) -> Result<Vec<u8>> {
+        self.write_halves(layout, pass_rows, &self.halvable())
+    }
+
+    /// The same with halves in those tensors only that `halvable` allows.
+    pub(crate) fn write_halves(&self, layout: Layout, pass_rows: u32, halvable: &[bool]) -> Result<Vec<u8>> {
         let shapes = self.shapes()?;
         self.check_operators()?;
         let pass_rows = if self.streaming() { pass_rows.clamp(1, self.max_rows) } else { self.max_rows };
@@ -250,8 +268,8 @@ impl Network {
         loop {
             let mut infos = Vec::new();
             image = vec![0; (base::HEADER_BYTES + manifest_room).next_multiple_of(ALIGN)];
-            for tensor in &self.tensors {
-                infos.extend(append(&mut image, tensor, layout)?.to_bytes());
+            for (tensor, halvable) in self.tensors.iter().zip(halvable) {
+                infos.extend(append(&mut image, tensor, layout, *halvable)?.to_bytes());
             }
             if let (Some(info), Some((_, section))) = (&mut tokenizer, &vocabulary) {
                 info.offset = image.len() as u32;
@@ -304,14 +322,14 @@ impl Network {
             .map(|(id, info)| {
                 let (rows, cols) = (info.rows, info.cols);
                 if info.layout.is_none() {
-                    return Tensor::Floats { rows, cols, data: base.floats(id).to_vec() };
+                    return Tensor::Floats { rows, cols, data: base.floats(id).iter().collect() };
                 }
                 let matrix = base.matrix(id);
                 let mut codes = vec![0; matrix.rows * matrix.cols];
                 for (row, codes) in codes.chunks_exact_mut(matrix.cols).enumerate() {
                     matrix.layout.read_row(matrix.codes, matrix.cols, row, codes);
                 }
-                Tensor::Codes { rows, cols, codes, scales: matrix.scales.to_vec() }
+                Tensor::Codes { rows, cols, codes, scales: matrix.scales.iter().collect() }
             })
             .collect::<Vec<_>>();
         let mut tensor_names: Vec<String> =
@@ -345,19 +363,17 @@ impl Network {
     }
 }
 
-/// Appends a tensor's section and returns its record.
-fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout) -> Result<TensorInfo> {
+/// Appends a tensor's section and returns its record. Numbers that are halves become halves if they may.
+fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout, halvable: bool) -> Result<TensorInfo> {
     let offset = image.len() as u32;
     let shape = tensor.shape();
-    let mut info = TensorInfo { offset, rows: shape.rows, cols: shape.cols, layout: None };
+    let mut info = TensorInfo { offset, rows: shape.rows, cols: shape.cols, layout: None, halves: false };
     let len = (shape.rows as usize) * (shape.cols as usize);
     match tensor {
-        Tensor::Floats { data, .. } if data.len() == len => {
-            image.extend_from_slice(bytemuck::cast_slice(data));
-        }
+        Tensor::Floats { data, .. } if data.len() == len => info.halves = extend(image, data, halvable),
         Tensor::Codes { codes, scales, .. } if codes.len() == len && scales.len() == shape.rows as usize => {
             info.layout = Some(layout);
-            image.extend_from_slice(bytemuck::cast_slice(scales));
+            info.halves = extend(image, scales, halvable);
             image.resize(image.len().next_multiple_of(ALIGN), 0);
             let start = image.len();
             image.resize(start + layout.bytes(shape.rows, shape.cols) as usize, 0);
@@ -373,6 +389,17 @@ fn append(image: &mut Vec<u8>, tensor: &Tensor, layout: Layout) -> Result<Tensor
     }
     image.resize(image.len().next_multiple_of(ALIGN), 0);
     Ok(info)
+}
+
+/// Appends numbers, as halves where these say the same and may be there; whether they do.
+fn extend(image: &mut Vec<u8>, data: &[f32], halvable: bool) -> bool {
+    let halves = halvable && are_halves(data);
+    if halves {
+        data.iter().for_each(|number| image.extend(f16::from_f32(*number).to_le_bytes()));
+    } else {
+        image.extend_from_slice(bytemuck::cast_slice(data));
+    }
+    halves
 }
 
 /// Factors of one site on the host, as they are written.

@@ -1,31 +1,43 @@
 //! From a float network to a base image: quantization, and memory in which an image may be read.
 //!
-//! Every matrix becomes int8 codes with one scale per row ([`crate::quant::quantize_rows`]); everything else stays as it
-//! is. This module does not know which model it quantizes.
+//! Every matrix becomes int8 codes with one scale per row ([`crate::quant::quantize_rows`]). In an encoder that devices run, row
+//! scales and the numbers beside the matrices become halves, which its image then holds in half the bytes: it reads each of them once
+//! for all rows of a pass. A decoder would turn them into f32 again with every token, so its numbers stay as they are. This module does not
+//! know which model it quantizes.
 
 use std::path::Path;
 
+use half::f16;
 use rankpatch_format::base::Base;
 use rankpatch_format::graph::TensorShape;
 use rankpatch_format::layout::Layout;
 use rankpatch_format::write::{Network, Tensor};
 
-use crate::quant::quantize_rows;
+use crate::quant::{QuantError, quantize_head, quantize_rows};
 use crate::{Error, Result};
 
-/// The network with every float matrix quantized; what is quantized already stays.
+/// The network with every float matrix quantized; what is quantized already stays. Where all of an encoder's matrices are, its numbers stay too.
 ///
 /// # Errors
 /// [`Error::Quant`] with the tensor's name if a value is not finite.
 pub fn quantize(network: &Network) -> Result<Network> {
+    let in_float = network.tensors.iter().any(|tensor| matches!(tensor, Tensor::Matrix { .. }));
+    let halves = in_float && !network.streaming() && network.check_operators().is_ok();
     let names = network.tensor_names.iter().map(Some).chain(std::iter::repeat(None));
-    let tensors = network.tensors.iter().zip(names).enumerate().map(|(id, (tensor, name))| {
-        let Tensor::Matrix { rows, cols, data } = tensor else { return Ok(tensor.clone()) };
-        let (codes, scales) = quantize_rows(data, *rows as usize, *cols as usize).map_err(|source| {
-            let tensor = name.map_or_else(|| format!("tensor.{id}"), Clone::clone);
-            Error::Quant { tensor, source }
-        })?;
-        Ok(Tensor::Codes { rows: *rows, cols: *cols, codes, scales })
+    let tensors = network.tensors.iter().zip(network.halvable()).zip(names).enumerate();
+    let tensors = tensors.map(|(id, ((tensor, halvable), name))| match tensor {
+        Tensor::Matrix { rows, cols, data } => {
+            let (codes, scales) =
+                quantize_matrix(data, [*rows, *cols], halves && halvable).map_err(|source| {
+                    let tensor = name.map_or_else(|| format!("tensor.{id}"), Clone::clone);
+                    Error::Quant { tensor, source }
+                })?;
+            Ok(Tensor::Codes { rows: *rows, cols: *cols, codes, scales })
+        }
+        Tensor::Floats { rows, cols, data } if halves && halvable => {
+            Ok(Tensor::Floats { rows: *rows, cols: *cols, data: to_halves(data) })
+        }
+        tensor => Ok(tensor.clone()),
     });
     Ok(Network {
         tensors: tensors.collect::<Result<_>>()?,
@@ -40,6 +52,31 @@ pub fn quantize(network: &Network) -> Result<Network> {
         features: network.features,
         max_rows: network.max_rows,
     })
+}
+
+/// Halves below this are no longer within 1 % of each other.
+const COARSE: f32 = 1.0 / 131_072.0;
+
+/// Codes and row scales. The scales are halves, rounded up, if they are to be and none of them is so small that this would coarsen its row.
+fn quantize_matrix(
+    w: &[f32],
+    [rows, cols]: [u32; 2],
+    halves: bool,
+) -> std::result::Result<(Vec<i8>, Vec<f32>), QuantError> {
+    let (rows, cols) = (rows as usize, cols as usize);
+    let (codes, scales) = quantize_rows(w, rows, cols)?;
+    if halves && scales.iter().all(|scale| *scale >= COARSE) {
+        if let Ok(rounded) = quantize_head(w, rows, cols) {
+            return Ok((rounded.codes, rounded.scales.iter().map(|scale| scale.to_f32()).collect()));
+        }
+    }
+    Ok((codes, scales))
+}
+
+/// The nearest halves; as they are if one of them is too large for a half.
+fn to_halves(numbers: &[f32]) -> Vec<f32> {
+    let halves: Vec<f32> = numbers.iter().map(|number| f16::from_f32(*number).to_f32()).collect();
+    if halves.iter().all(|half| half.is_finite()) { halves } else { numbers.to_vec() }
 }
 
 /// Bytes of a tensor in an image.

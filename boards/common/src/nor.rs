@@ -14,7 +14,7 @@ use embedded_storage::nor_flash::{ErrorType, NorFlash, NorFlashError, NorFlashEr
 use crate::Slots;
 
 /// Bytes per erase page.
-pub const PAGE_BYTES: usize = 4096;
+pub const PAGE_BYTES: usize = 2048;
 /// Bytes per written word.
 pub const WORD_BYTES: usize = 4;
 /// Words per unit of the record of written words.

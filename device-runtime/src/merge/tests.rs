@@ -193,7 +193,7 @@ fn losses_are_those_of_the_merged_weights() {
                                 * f64::from(patch.lora_a[j * w.cols + i])
                         })
                         .sum();
-                    update += (sum * f64::from(w.scales[o])).powi(2);
+                    update += (sum * f64::from(w.scales.get(o).unwrap())).powi(2);
                 }
             }
             assert!((nearest.update / update - 1.0).abs() < 1e-3, "{} {update}", nearest.update);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use rankpatch_format::base::{Base, HEADER_BYTES};
 use rankpatch_format::write::Network;
 use rankpatch_runtime::arena_layout;
@@ -69,7 +70,7 @@ pub(super) fn report(path: &Path, image: &Image, base: &Base<'_>) -> Report {
             None => floats += info.section_bytes() as usize,
             Some(layout) => {
                 codes += layout.bytes(info.rows, info.cols) as usize;
-                scales += info.rows as usize * size_of::<f32>();
+                scales += info.rows as usize * if info.halves { size_of::<f16>() } else { size_of::<f32>() };
                 let layout = format!("{layout:?}");
                 if !layouts.contains(&layout) {
                     layouts.push(layout);
@@ -111,7 +112,7 @@ pub(super) fn report(path: &Path, image: &Image, base: &Base<'_>) -> Report {
                 ("manifest", manifest_bytes),
                 ("int8 codes", codes),
                 ("row scales", scales),
-                ("f32 tensors", floats),
+                ("norms, biases, tables", floats),
                 ("tokenizer", tokenizer),
             ],
         ),
@@ -135,7 +136,7 @@ pub(super) fn report(path: &Path, image: &Image, base: &Base<'_>) -> Report {
                 out_features: site.weight.rows,
                 in_features: site.weight.cols,
                 code_bytes: site.weight.codes.len(),
-                scales: Range::of(site.weight.scales.iter().copied()),
+                scales: Range::of(site.weight.scales.iter()),
             })
             .collect(),
     }

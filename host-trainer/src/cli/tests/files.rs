@@ -37,7 +37,7 @@ fn a_base_is_inspected() {
     );
     let scales = base.sites().nth(6).unwrap().weight.scales;
     let (min, max) =
-        scales.iter().fold((f32::MAX, 0.0f32), |(min, max), scale| (min.min(*scale), max.max(*scale)));
+        scales.iter().fold((f32::MAX, 0.0f32), |(min, max), scale| (min.min(scale), max.max(scale)));
     assert_eq!(
         (down["scales"]["min"].as_f64().unwrap() as f32, down["scales"]["max"].as_f64().unwrap() as f32),
         (min, max)
