@@ -85,7 +85,7 @@ impl Product {
         ])?;
         let own = adapters.iter().filter(|adapter| built["base_id"] == *adapter.base_id).cloned().collect();
         let (firmware_bytes, base_bytes) = (firmware::flash_bytes(board)?, number(&built, "image_bytes")?);
-        let (installed, left_out, plan) = fitting(tool, firmware_bytes, &base, own)?;
+        let (installed, left_out, plan) = fitting(tool, [board.page_bytes, firmware_bytes], &base, own)?;
         let [slots, slot_bytes, journal_bytes, free_bytes] =
             ["slots", "slot_bytes", "journal_bytes", "free_bytes"].map(|key| number(&plan, key));
         let (slots, slot_bytes, journal_bytes) = (slots?, slot_bytes?, journal_bytes?);
@@ -154,20 +154,29 @@ fn number(value: &Value, key: &str) -> Result<u64> {
 }
 
 /// How `rankpatch bundle` divides the flash for adapters like these.
-fn plan(tool: &Tool, firmware: u64, base: &Path, adapters: &[Adapter]) -> Result<Value> {
-    let (flash, firmware) = (FLASH_BYTES.to_string(), firmware.to_string());
-    let mut arguments =
-        vec!["bundle", "--plan", &flash, "--firmware-bytes", &firmware, "--base", text(base)?];
+fn plan(tool: &Tool, [page, firmware]: [u64; 2], base: &Path, adapters: &[Adapter]) -> Result<Value> {
+    let [flash, page, firmware] = [FLASH_BYTES, page, firmware].map(|number| number.to_string());
+    let mut arguments = vec![
+        "bundle",
+        "--plan",
+        &flash,
+        "--firmware-bytes",
+        &firmware,
+        "--base",
+        text(base)?,
+        "--page-bytes",
+        &page,
+    ];
     for adapter in adapters {
         arguments.push(text(&adapter.file)?);
     }
     tool.json(&arguments)
 }
 
-/// The most adapters that fit: slots are of one size, so the largest are left out first. With the plan for them.
+/// The most adapters that fit: slots are of one size, so the largest are left out first. With the plan for them. `sizes`: of a page, of the firmware.
 fn fitting(
     tool: &Tool,
-    firmware: u64,
+    sizes: [u64; 2],
     base: &Path,
     mut adapters: Vec<Adapter>,
 ) -> Result<(Vec<Adapter>, Vec<Adapter>, Value)> {
@@ -175,7 +184,7 @@ fn fitting(
     let mut left_out = Vec::new();
     loop {
         ensure!(!adapters.is_empty(), "expected an adapter that fits, found none");
-        let plan = plan(tool, firmware, base, &adapters)?;
+        let plan = plan(tool, sizes, base, &adapters)?;
         if number(&plan, "slots")? >= adapters.len() as u64 {
             return Ok((adapters, left_out, plan));
         }

@@ -307,14 +307,15 @@ mod tests {
         flash.erase(0, capacity).unwrap();
         assert_eq!(flash.write(2, &[0; 4]), Err(NorError::NotAligned { found: 2, unit: 4 }));
         assert_eq!(flash.write(4, &[0; 3]), Err(NorError::NotAligned { found: 7, unit: 4 }));
-        assert_eq!(flash.erase(4, 4096), Err(NorError::NotAligned { found: 4, unit: 4096 }));
-        assert_eq!(flash.erase(0, 4097), Err(NorError::NotAligned { found: 4097, unit: 4096 }));
+        let unit = PAGE_BYTES as u32;
+        assert_eq!(flash.erase(4, unit), Err(NorError::NotAligned { found: 4, unit }));
+        assert_eq!(flash.erase(0, unit + 1), Err(NorError::NotAligned { found: unit + 1, unit }));
         let outside = NorError::OutOfBounds { start: capacity, end: capacity as u64 + 4, capacity };
         assert_eq!(flash.write(capacity, &[0; 4]), Err(outside));
         assert_eq!(flash.read(capacity, &mut [0; 4]), Err(outside));
-        assert_eq!(flash.erase(8192, 4096).unwrap_err().kind(), NorFlashErrorKind::OutOfBounds);
+        assert_eq!(flash.erase(2 * unit, unit).unwrap_err().kind(), NorFlashErrorKind::OutOfBounds);
         assert_eq!(flash.write(u32::MAX - 3, &[0; 8]).unwrap_err().kind(), NorFlashErrorKind::OutOfBounds);
-        assert_eq!(outside.to_string(), "expected a range within 0..24576, found 24576..24580");
+        assert_eq!(outside.to_string(), "expected a range within 0..12288, found 12288..12292");
         let mut read = [0; 3];
         flash.read(1, &mut read).unwrap();
         assert_eq!(read, [0xFF; 3]);
@@ -326,8 +327,8 @@ mod tests {
         flash.erase(0, CAPACITY as u32).unwrap();
         flash.write(SLOT as u32, &[1, 2, 3, 4]).unwrap();
         let pinned = flash.pin(1).unwrap();
-        let slot = SLOT as u32;
-        for (from, to) in [(slot, 2 * slot), (0, slot + 4096), (2 * slot - 4096, 3 * slot)] {
+        let (slot, page) = (SLOT as u32, PAGE_BYTES as u32);
+        for (from, to) in [(slot, 2 * slot), (0, slot + page), (2 * slot - page, 3 * slot)] {
             assert_eq!(flash.erase(from, to), Err(NorError::Pinned { slot: 1 }));
         }
         assert_eq!(flash.write(slot + 8, &[0; 4]), Err(NorError::Pinned { slot: 1 }));
