@@ -66,7 +66,8 @@ mod tests {
         assert_eq!(layout(512 * 1024, 64 * 1024, 4096), (7, 8));
         assert_eq!(layout(64 * 1024, 16 * 1024, 1024), (3, 8));
         assert_eq!(layout(67 * 1024, 16 * 1024, 1024), (4, 3));
-        assert_eq!(layout(1 << 21, 16 * 1024, 1024), (16, 8));
+        assert_eq!(layout(1 << 21, 16 * 1024, 1024), (32, 8));
+        assert_eq!(layout(32 * 4096 + 3 * 1024, 4096, 1024), (32, 3));
         assert_eq!(layout(1024, 1024, 1024), (0, 1), "refused when it is mounted");
     }
 }

@@ -14,6 +14,7 @@ pub mod infer;
 mod logger;
 pub mod nor;
 pub mod partition;
+mod pins;
 pub mod receive;
 pub mod register;
 pub mod ring;

@@ -12,6 +12,7 @@ use core::ptr::NonNull;
 use embedded_storage::nor_flash::{ErrorType, NorFlash, NorFlashError, NorFlashErrorKind, ReadNorFlash};
 
 use crate::Slots;
+use crate::pins::Pins;
 
 /// Bytes per erase page.
 pub const PAGE_BYTES: usize = 2048;
@@ -100,7 +101,7 @@ impl NorFlashError for NorError {
     }
 }
 
-/// Memory that behaves like a NOR flash partition of up to 32 slots.
+/// Memory that behaves like a NOR flash partition of up to [`MAX_SLOTS`](rankpatch_runtime::slots::MAX_SLOTS) slots.
 #[derive(Debug)]
 pub struct NorRam {
     start: NonNull<u8>,
@@ -108,8 +109,7 @@ pub struct NorRam {
     slot_bytes: usize,
     /// One bit per word: written since the last erase. `[capacity / 4 / 32]`
     written: &'static mut [u32],
-    /// One bit per slot.
-    pinned: u32,
+    pinned: Pins,
 }
 
 impl NorRam {
@@ -121,8 +121,8 @@ impl NorRam {
     /// Takes over `capacity` bytes from `start` on. Whatever is there that is not 0xFF counts as written, as after any reset.
     ///
     /// # Panics
-    /// If the slots or the partition are not whole pages, if the slots are more than 32, or if `written` is not
-    /// [`record_len`](NorRam::record_len) long: the board's memory map is wrong.
+    /// If the slots or the partition are not whole pages, or if `written` is not [`record_len`](NorRam::record_len) long: the
+    /// board's memory map is wrong.
     ///
     /// # Safety
     /// The range is readable and writable memory for the rest of the program and nothing else accesses it.
@@ -134,10 +134,9 @@ impl NorRam {
     ) -> Self {
         assert!(slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE_BYTES), "expected slots of whole pages");
         assert!(capacity.is_multiple_of(PAGE_BYTES), "expected a partition of whole pages");
-        assert!(capacity / slot_bytes <= 32, "expected at most 32 slots");
         assert!(written.len() == Self::record_len(capacity), "expected one bit per word in the record");
         written.fill(0);
-        let mut flash = Self { start, capacity, slot_bytes, written, pinned: 0 };
+        let mut flash = Self { start, capacity, slot_bytes, written, pinned: Pins::default() };
         for word in 0..capacity / WORD_BYTES {
             let erased = flash.bytes()[word * WORD_BYTES..][..WORD_BYTES] == [ERASED; WORD_BYTES];
             if !erased {
@@ -171,11 +170,7 @@ impl NorRam {
     }
 
     fn refuse_pinned(&self, range: &core::ops::Range<usize>) -> Result<(), NorError> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let slots = range.start / self.slot_bytes..=(range.end - 1) / self.slot_bytes;
-        match slots.into_iter().find(|slot| self.pinned >> slot & 1 == 1) {
+        match self.pinned.first_in(range, self.slot_bytes) {
             Some(slot) => Err(NorError::Pinned { slot: slot as u32 }),
             None => Ok(()),
         }
@@ -245,7 +240,7 @@ impl Slots for NorRam {
         if index >= self.capacity / self.slot_bytes {
             return None;
         }
-        self.pinned |= 1 << index;
+        self.pinned.pin(index)?;
         // SAFETY: the slot lies within the partition; `erase` and `write` refuse it until the caller of `unpin` has
         // promised that this borrow is over.
         Some(unsafe {
@@ -254,9 +249,7 @@ impl Slots for NorRam {
     }
 
     unsafe fn unpin(&mut self, index: usize) {
-        if index < self.capacity / self.slot_bytes {
-            self.pinned &= !(1 << index);
-        }
+        self.pinned.unpin(index);
     }
 }
 

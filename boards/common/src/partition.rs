@@ -12,6 +12,7 @@ use embedded_storage::nor_flash::{ErrorType, NorFlash, ReadNorFlash};
 use rankpatch_runtime::slots::{Layout, MappedFlash, Resume};
 
 use crate::flash::usual_layout;
+use crate::pins::Pins;
 use crate::{NorError, Slots};
 
 const ERASED: u8 = 0xFF;
@@ -48,22 +49,22 @@ pub trait Controller {
     unsafe fn program(&mut self, at: NonNull<u8>, words: &[u8]) -> Result<(), ControllerFault>;
 }
 
-/// A partition behind a controller: up to 32 slots, and after them whatever whole pages are left.
+/// A partition behind a controller: up to [`MAX_SLOTS`](rankpatch_runtime::slots::MAX_SLOTS) slots, and after them whatever
+/// whole pages are left.
 #[derive(Debug)]
 pub struct FlashPartition<C> {
     controller: C,
     start: NonNull<u8>,
     capacity: usize,
     slot_bytes: usize,
-    /// One bit per slot.
-    pinned: u32,
+    pinned: Pins,
 }
 
 impl<C: Controller> FlashPartition<C> {
     /// Takes over `capacity` bytes from `start` on, with whatever they hold.
     ///
     /// # Panics
-    /// If slots or partition are not whole pages, or the slots are more than 32: the board's memory map is wrong.
+    /// If slots or partition are not whole pages: the board's memory map is wrong.
     ///
     /// # Safety
     /// The range is readable flash behind `controller` for the rest of the program, a page starts at `start`, and nothing
@@ -71,8 +72,7 @@ impl<C: Controller> FlashPartition<C> {
     pub unsafe fn new(controller: C, start: NonNull<u8>, capacity: usize, slot_bytes: usize) -> Self {
         assert!(slot_bytes > 0 && slot_bytes.is_multiple_of(C::PAGE_BYTES), "expected slots of whole pages");
         assert!(capacity.is_multiple_of(C::PAGE_BYTES), "expected a partition of whole pages");
-        assert!(capacity / slot_bytes <= 32, "expected at most 32 slots");
-        Self { controller, start, capacity, slot_bytes, pinned: 0 }
+        Self { controller, start, capacity, slot_bytes, pinned: Pins::default() }
     }
 
     /// The checked range, as indices of the partition.
@@ -91,11 +91,7 @@ impl<C: Controller> FlashPartition<C> {
     }
 
     fn refuse_pinned(&self, range: &core::ops::Range<usize>) -> Result<(), NorError> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let slots = range.start / self.slot_bytes..=(range.end - 1) / self.slot_bytes;
-        match slots.into_iter().find(|slot| self.pinned >> slot & 1 == 1) {
+        match self.pinned.first_in(range, self.slot_bytes) {
             Some(slot) => Err(NorError::Pinned { slot: slot as u32 }),
             None => Ok(()),
         }
@@ -177,7 +173,7 @@ impl<C: Controller> Slots for FlashPartition<C> {
         if index >= self.capacity / self.slot_bytes {
             return None;
         }
-        self.pinned |= 1 << index;
+        self.pinned.pin(index)?;
         // SAFETY: the slot lies within the partition; `erase` and `write` refuse it until the caller of `unpin` has
         // promised that this borrow is over.
         Some(unsafe {
@@ -186,9 +182,7 @@ impl<C: Controller> Slots for FlashPartition<C> {
     }
 
     unsafe fn unpin(&mut self, index: usize) {
-        if index < self.capacity / self.slot_bytes {
-            self.pinned &= !(1 << index);
-        }
+        self.pinned.unpin(index);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     FILE_OFFSET, MAX_JOURNAL_PAGES, MAX_SLOTS, MAX_WRITE_SIZE, MIN_JOURNAL_PAGES, MappedFlash, SlotError,
-    journal, state,
+    journal, mark,
 };
 
 /// Where an upload goes on after a reset.
@@ -10,15 +10,19 @@ use super::{
 pub enum Resume {
     /// At the page that was being written, which is erased again. Right for every flash.
     Page,
-    /// Behind the last word that does not look erased; nothing is erased. Only for flash in which a word is written whole or
-    /// not at all, words of one call in rising order: because its supply outlives a write, or because it is emulated.
+    /// Behind the last word that does not look erased; nothing is erased. Only for flash in which a word ([`WRITE_SIZE`], be it
+    /// one byte) is written whole or not at all, words of one call in rising order: because its supply outlives a write, or
+    /// because it is emulated. The journal asks for no such thing: its words may be torn, between two bytes too.
+    ///
+    /// [`WRITE_SIZE`]: embedded_storage::nor_flash::NorFlash::WRITE_SIZE
     Word,
 }
 
 /// How a partition is divided: slots from its start, the journal right behind them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
-    /// Slots, 1..=[`MAX_SLOTS`].
+    /// Slots, 1..=[`MAX_SLOTS`]. A page of the journal must have room for a snapshot, 32 bytes and 4 for each slot, two seals and
+    /// an install: 256 bytes are enough for any number with words of up to 16 bytes, 128 bytes with words of 4 for 17.
     pub n_slots: usize,
     /// Bytes per slot, a multiple of the flash's pages.
     pub slot_bytes: usize,
@@ -52,7 +56,7 @@ pub(super) struct Geometry {
     pub(super) resume: Resume,
     /// Bytes per page.
     pub(super) page: usize,
-    /// Bytes per word.
+    /// Bytes per word of the flash. Files are written in these.
     pub(super) word: usize,
 }
 
@@ -73,16 +77,15 @@ impl Geometry {
         if !word.is_power_of_two() || word > MAX_WRITE_SIZE {
             return bad("bytes per word", MAX_WRITE_SIZE, word);
         }
-        if page == 0 || !page.is_multiple_of(word) {
-            return bad("bytes per page (of whole words)", word, page);
+        let journal_word = word.max(mark::MARK_BYTES);
+        if page == 0 || !page.is_multiple_of(journal_word) {
+            return bad("bytes per page (of whole words)", journal_word, page);
         }
         if slot_bytes <= FILE_OFFSET || !slot_bytes.is_multiple_of(page) {
             return bad("bytes per slot (of whole pages)", page, slot_bytes);
         }
         let geometry = Self { n_slots, slot_bytes, journal_pages, erased, resume, page, word };
-        let needed = journal::HEAD_SEALS * word
-            + state::snapshot_bytes(n_slots).next_multiple_of(word)
-            + journal::min_item_bytes(word);
+        let needed = journal::head_bytes(&geometry) + journal::min_item_bytes(journal_word);
         if page < needed {
             return bad("bytes per page (the journal's head and one install)", needed, page);
         }
@@ -91,6 +94,11 @@ impl Geometry {
             Some(bytes) if bytes <= capacity && u32::try_from(bytes).is_ok() => Ok(geometry),
             _ => bad("bytes of the partition", bytes.unwrap_or(usize::MAX), capacity),
         }
+    }
+
+    /// Bytes per word of the journal: one of the flash, or as many as a mark has.
+    pub(super) fn journal_word(&self) -> usize {
+        self.word.max(mark::MARK_BYTES)
     }
 
     pub(super) fn max_file_bytes(&self) -> usize {

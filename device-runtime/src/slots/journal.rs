@@ -5,12 +5,12 @@
 //! newest, which was cut off and only restates the one before. So the page that the state hangs on is not touched.
 
 use super::geometry::{Geometry, erase_page, program};
-use super::mark::Mark;
+use super::mark::{MARK_BYTES, Mark};
 use super::state::{MAX_SNAPSHOT_BYTES, Snapshot, State, snapshot_bytes};
 use super::{MAX_JOURNAL_PAGES, MAX_WRITE_SIZE, MappedFlash, SlotError};
 
 /// Seals behind a snapshot. The second proves that the first was written completely.
-pub(super) const HEAD_SEALS: usize = 2;
+const HEAD_SEALS: usize = 2;
 /// Bytes of a sequence number and its complement.
 const SEQUENCE_BYTES: usize = 8;
 /// Words that [`Journal::prepare`] leaves free for activations.
@@ -19,6 +19,16 @@ const PREPARED_WORDS: usize = 8;
 /// Bytes of the most that is written at once: an install's number, commit word and seal.
 pub(super) const fn min_item_bytes(word: usize) -> usize {
     3 * word + SEQUENCE_BYTES.next_multiple_of(word)
+}
+
+/// Bytes of a snapshot in whole words.
+fn snapshot_words_bytes(geometry: &Geometry) -> usize {
+    snapshot_bytes(geometry.n_slots).next_multiple_of(geometry.journal_word())
+}
+
+/// Bytes of a page before its marks: snapshot and seals.
+pub(super) fn head_bytes(geometry: &Geometry) -> usize {
+    snapshot_words_bytes(geometry) + HEAD_SEALS * geometry.journal_word()
 }
 
 /// One entry to be appended.
@@ -122,16 +132,16 @@ impl Journal {
         }
         let mut snapshot = [geometry.erased; MAX_SNAPSHOT_BYTES.next_multiple_of(MAX_WRITE_SIZE)];
         state.encode(epoch, geometry, &mut snapshot);
-        let len = snapshot_bytes(geometry.n_slots).next_multiple_of(geometry.word);
+        let len = snapshot_words_bytes(geometry);
         self.last_epoch = epoch;
         program(flash, start, snapshot.get(..len).unwrap_or(&[]))?;
         for seal in 0..HEAD_SEALS {
-            write_mark(flash, geometry, start + len + seal * geometry.word, Mark::Seal)?;
+            write_mark(flash, geometry, start + len + seal * geometry.journal_word(), Mark::Seal)?;
         }
         if let Some(new) = self.epochs.get_mut(page) {
             *new = epoch;
         }
-        self.open = Some((page, len + HEAD_SEALS * geometry.word));
+        self.open = Some((page, head_bytes(geometry)));
         Ok(())
     }
 
@@ -143,9 +153,8 @@ impl Journal {
         state: &State,
     ) -> Result<(), SlotError> {
         // A page with little more than an install's words is opened anew no more often than it can be helped.
-        let head =
-            snapshot_bytes(geometry.n_slots).next_multiple_of(geometry.word) + HEAD_SEALS * geometry.word;
-        let wanted = (PREPARED_WORDS * geometry.word).min((geometry.page - head) / 2);
+        let free = geometry.page - head_bytes(geometry);
+        let wanted = (PREPARED_WORDS * geometry.journal_word()).min(free / 2);
         if self.room(geometry) < wanted { self.open(flash, geometry, state) } else { Ok(()) }
     }
 
@@ -164,32 +173,31 @@ impl Journal {
         state: &mut State,
         entries: &[Entry],
     ) -> Result<(), SlotError> {
+        let word = geometry.journal_word();
         let bytes = |entry: &Entry| match entry {
-            Entry::Mark(_) => geometry.word,
-            Entry::Sequence(_) => geometry.word + SEQUENCE_BYTES.next_multiple_of(geometry.word),
+            Entry::Mark(_) => word,
+            Entry::Sequence(_) => word + SEQUENCE_BYTES.next_multiple_of(word),
         };
         if self.room(geometry) < entries.iter().map(bytes).sum() {
             self.open(flash, geometry, state)?;
         }
-        let mut after = *state;
-        let mut sequence = None;
         for entry in entries {
             // Closed until the write is known to be complete: a word that may have been touched is not written again.
             let (page, at) = self.open.take().ok_or(SlotError::Flash)?;
             let start = geometry.journal_page(page) + at;
             match *entry {
-                Entry::Mark(mark) => {
-                    write_mark(flash, geometry, start, mark)?;
-                    after.apply(mark, sequence.take());
-                }
-                Entry::Sequence(number) => {
-                    write_sequence(flash, geometry, start, number)?;
-                    sequence = Some(number);
-                }
+                Entry::Mark(mark) => write_mark(flash, geometry, start, mark)?,
+                Entry::Sequence(number) => write_sequence(flash, geometry, start, number)?,
             }
             self.open = Some((page, at + bytes(entry)));
         }
-        *state = after;
+        let mut sequence = None;
+        for entry in entries {
+            match *entry {
+                Entry::Mark(mark) => state.apply(mark, sequence.take()),
+                Entry::Sequence(number) => sequence = Some(number),
+            }
+        }
         Ok(())
     }
 }
@@ -200,8 +208,8 @@ fn write_mark<F: MappedFlash>(
     at: usize,
     mark: Mark,
 ) -> Result<(), SlotError> {
-    let word = [mark.code(); MAX_WRITE_SIZE];
-    program(flash, at, word.get(..geometry.word).unwrap_or(&[]))
+    let word = [mark.code(); MAX_WRITE_SIZE / MARK_BYTES];
+    program(flash, at, word.as_flattened().get(..geometry.journal_word()).unwrap_or(&[]))
 }
 
 fn write_sequence<F: MappedFlash>(
@@ -211,20 +219,21 @@ fn write_sequence<F: MappedFlash>(
     number: u32,
 ) -> Result<(), SlotError> {
     let mut bytes = [geometry.erased; 2 * MAX_WRITE_SIZE];
-    let (mark, rest) = bytes.split_at_mut(geometry.word);
-    mark.fill(Mark::Sequence.code());
+    let word = geometry.journal_word();
+    let (mark, rest) = bytes.split_at_mut(word);
+    mark.as_chunks_mut().0.fill(Mark::Sequence.code());
     let number = number.to_le_bytes();
     let with_complement = number.into_iter().chain(number.map(|byte| !byte));
     rest.iter_mut().zip(with_complement).for_each(|(to, byte)| *to = byte);
-    let len = geometry.word + SEQUENCE_BYTES.next_multiple_of(geometry.word);
+    let len = word + SEQUENCE_BYTES.next_multiple_of(word);
     program(flash, at, bytes.get(..len).unwrap_or(&[]))
 }
 
 /// Applies the marks behind the snapshot of `page`. Returns whether the snapshot is sealed, and whether the outcome is proven:
 /// nothing in it hangs on a word that was the last one to be written.
 fn replay(page: &[u8], geometry: &Geometry, state: &mut State) -> (bool, bool) {
-    let head = snapshot_bytes(geometry.n_slots).next_multiple_of(geometry.word);
-    let mut words = page.get(head..).unwrap_or(&[]).chunks_exact(geometry.word);
+    let head = snapshot_words_bytes(geometry);
+    let mut words = page.get(head..).unwrap_or(&[]).chunks_exact(geometry.journal_word());
     let mut seals = [false; HEAD_SEALS];
     for seal in &mut seals {
         *seal = words.next().is_some_and(|word| !geometry.is_erased(word));
@@ -251,8 +260,8 @@ fn replay(page: &[u8], geometry: &Geometry, state: &mut State) -> (bool, bool) {
 
 fn read_sequence(words: &mut core::slice::ChunksExact<'_, u8>, geometry: &Geometry) -> Option<u32> {
     let mut bytes = [0; 2 * MAX_WRITE_SIZE];
-    for to in bytes.get_mut(..SEQUENCE_BYTES.next_multiple_of(geometry.word))?.chunks_exact_mut(geometry.word)
-    {
+    let word = geometry.journal_word();
+    for to in bytes.get_mut(..SEQUENCE_BYTES.next_multiple_of(word))?.chunks_exact_mut(word) {
         to.copy_from_slice(words.next()?);
     }
     let (number, complement) = (*bytes.first_chunk::<4>()?, *bytes.get(4..)?.first_chunk::<4>()?);

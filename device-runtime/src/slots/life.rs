@@ -46,8 +46,8 @@ impl<F: MappedFlash> Slots<F> {
         })
     }
 
-    /// Makes room in the journal, so that the activations that follow write one word each and erase nothing. To be called when
-    /// there is time, and once after a reset before anything is activated. Erases one page, or does nothing.
+    /// Makes room in the journal, so that the activations that follow write one word of it each and erase nothing. To be called
+    /// when there is time, and once after a reset before anything is activated. Erases one page, or does nothing.
     ///
     /// # Errors
     /// [`SlotError::Flash`].

@@ -25,8 +25,9 @@
 //!
 //! * The order of an install: erase, the record's page last; record, file; read back and hash from flash; the caller's decision about the bytes in
 //!   flash; one word in the journal, which commits. Every item of the journal is one word, or is void without a later word.
-//! * A word of the journal repeats one byte with four ones and four zeros. A write only moves bits away from the erased
-//!   value, an erase only back, so a torn word is never another valid one.
+//! * A word of the journal repeats two bytes, each with four ones and four zeros. A write only moves bits away from the erased
+//!   value, an erase only back, so a torn word is never another valid one. Where the flash has words of one byte, one of the
+//!   journal is two of them, written by one call: rule 2 covers both.
 //! * A word that was cut off may *look* erased, so nothing found after a reset is ever appended to: the first write after a
 //!   reset erases a journal page and restates the state there. No method without an erase can do better. With
 //!   [`Slots::prepare`] that erase is not part of an activation.
@@ -69,7 +70,7 @@ use journal::Journal;
 /// The file starts here in its slot; its record lies before it.
 pub const FILE_OFFSET: usize = 64;
 /// Most slots of a partition.
-pub const MAX_SLOTS: usize = 16;
+pub const MAX_SLOTS: usize = 32;
 /// Largest word of a flash, in bytes.
 pub const MAX_WRITE_SIZE: usize = 32;
 /// Fewest pages of the journal.
@@ -223,7 +224,7 @@ impl<F> core::fmt::Debug for Unmounted<F> {
     }
 }
 
-/// A mounted partition. It owns the flash; its RAM is this struct, at most 360 bytes beside the flash driver.
+/// A mounted partition. It owns the flash; its RAM is this struct, at most 424 bytes beside the flash driver.
 #[derive(Debug)]
 pub struct Slots<F> {
     flash: F,

@@ -39,13 +39,14 @@ impl Announcement {
     /// The record at the start of a slot, if there is a whole one for a file that fits.
     pub(super) fn decode(slot: &[u8]) -> Option<Self> {
         let (body, crc) = slot.first_chunk::<RECORD_BYTES>()?.split_last_chunk::<4>()?;
-        if u32::from_le_bytes(*crc) != rankpatch_format::crc32(body) {
+        // Most slots of many hold none: the magic is compared first.
+        let (magic, rest) = body.split_first_chunk::<4>()?;
+        if *magic != MAGIC || u32::from_le_bytes(*crc) != rankpatch_format::crc32(body) {
             return None;
         }
-        let (magic, rest) = body.split_first_chunk::<4>()?;
         let (len, rest) = rest.split_first_chunk::<4>()?;
         let len = u32::from_le_bytes(*len);
         let fits = len > 0 && len as usize <= slot.len() - FILE_OFFSET.min(slot.len());
-        (*magic == MAGIC && fits).then_some(Self { len, sha256: *rest.first_chunk()? })
+        fits.then_some(Self { len, sha256: *rest.first_chunk()? })
     }
 }

@@ -5,9 +5,10 @@ use super::MAX_SLOTS;
 use super::geometry::Geometry;
 use super::mark::Mark;
 
-const MAGIC: [u8; 4] = *b"RPJ1";
+const MAGIC: [u8; 4] = *b"RPJ2";
 /// Bytes of a snapshot before the wear of the slots.
 const HEAD_BYTES: usize = 28;
+const _: () = assert!(MAX_SLOTS == u32::BITS as usize, "one bit for each slot");
 /// Bytes of the largest snapshot.
 pub(super) const MAX_SNAPSHOT_BYTES: usize = snapshot_bytes(MAX_SLOTS);
 
@@ -43,7 +44,7 @@ pub struct State {
     /// Highest sequence number that was ever installed, whatever became of it. Never falls.
     pub floor: u32,
     /// Bit i: slot i holds an installed file.
-    pub installed: u16,
+    pub installed: u32,
     /// What is on trial. It is active; a reset ends it.
     pub trial: Option<Activation>,
     /// What is confirmed: active, unless something is on trial. `None` for the plain base.
@@ -153,7 +154,7 @@ impl State {
         put(&self.floor.to_le_bytes());
         put(&self.installed.to_le_bytes());
         put(&[option(self.confirmed), option(self.previous), option(self.trial)]);
-        put(&[self.rolled_back.map_or(0, |slot| slot as u8 + 1), 0, 0]);
+        put(&[self.rolled_back.map_or(0, |slot| slot as u8 + 1)]);
         self.wear.iter().take(geometry.n_slots).for_each(|wear| put(&wear.to_le_bytes()));
         let body = snapshot_bytes(geometry.n_slots) - 4;
         let crc = rankpatch_format::crc32(into.get(..body).unwrap_or(&[]));
@@ -195,9 +196,10 @@ impl Snapshot {
         }
         // The last number has no successor.
         let epoch = word(4).filter(|epoch| *epoch != 0 && *epoch != u32::MAX)?;
-        let installed = u16::from_le_bytes(*head.get(20..)?.first_chunk()?) & ((1u32 << n_slots) - 1) as u16;
+        // From here on there are as many slots as the geometry has, 1 to 32.
+        let installed = word(20)? & (u32::MAX >> (MAX_SLOTS - n_slots));
         let mut state = State { floor: word(16)?, installed, ..State::default() };
-        let [confirmed, previous, trial, rolled_back, ..] = *head.get(22..)? else { return None };
+        let [confirmed, previous, trial, rolled_back] = *head.get(24..)?.first_chunk()?;
         let option = |bits: u8| {
             Activation::from_bits(bits.checked_sub(1)?, n_slots).filter(|a| state.is_installed(a.slot))
         };
@@ -209,5 +211,57 @@ impl Snapshot {
             *wear = word(HEAD_BYTES + 4 * slot)?;
         }
         Some(Self::Valid(state, epoch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::Resume;
+
+    fn geometry(n_slots: usize) -> Geometry {
+        let (page, word) = (256, 1);
+        Geometry { n_slots, slot_bytes: 512, journal_pages: 3, erased: 0, resume: Resume::Page, page, word }
+    }
+
+    #[test]
+    fn a_snapshot_of_any_number_of_slots_comes_back() {
+        for n_slots in 1..=MAX_SLOTS {
+            let last = n_slots - 1;
+            let mut state = State {
+                floor: 0x0102_0304,
+                installed: (0x9999_9999_u32 >> 1 | 1 << last) & (u32::MAX >> (MAX_SLOTS - n_slots)),
+                trial: Some(Activation { slot: last, flag: false }),
+                confirmed: Some(Activation { slot: last, flag: true }),
+                previous: Some(Activation { slot: last, flag: true }),
+                rolled_back: Some(last),
+                ..State::default()
+            };
+            for (slot, wear) in state.wear.iter_mut().take(n_slots).enumerate() {
+                *wear = 0x0100_0000 + slot as u32;
+            }
+            let mut bytes = [0xA5; MAX_SNAPSHOT_BYTES];
+            state.encode(77, &geometry(n_slots), &mut bytes);
+            match Snapshot::decode(&bytes, &geometry(n_slots)) {
+                Snapshot::Valid(found, epoch) => assert_eq!((found, epoch), (state, 77)),
+                _ => panic!("a snapshot of {n_slots} slots does not come back"),
+            }
+            assert!(bytes[snapshot_bytes(n_slots)..].iter().all(|byte| *byte == 0xA5), "no byte more");
+            match Snapshot::decode(&bytes, &geometry(n_slots % MAX_SLOTS + 1)) {
+                Snapshot::Other(found, 512) => assert_eq!(found, n_slots),
+                _ => panic!("a snapshot of {n_slots} slots passes for another"),
+            }
+        }
+    }
+
+    #[test]
+    fn slots_that_do_not_exist_hold_nothing() {
+        let state = State { installed: u32::MAX, ..State::default() };
+        let mut bytes = [0; MAX_SNAPSHOT_BYTES];
+        state.encode(1, &geometry(31), &mut bytes);
+        match Snapshot::decode(&bytes, &geometry(31)) {
+            Snapshot::Valid(found, 1) => assert_eq!(found.installed, u32::MAX >> 1),
+            _ => panic!("the snapshot is valid"),
+        }
     }
 }

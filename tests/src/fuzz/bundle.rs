@@ -15,7 +15,7 @@ const MAX_PARTITION_BYTES: usize = 1 << 16;
 fn geometry([slots, slot, journal, word, kind]: [u8; 5]) -> Geometry {
     let page_bytes = if kind & 2 == 0 { 512 } else { 1024 };
     Geometry {
-        slots: usize::from(slots % 20),
+        slots: usize::from(slots % 40),
         // Mostly whole pages.
         slot_bytes: usize::from(slot % 8) * page_bytes + usize::from(slot / 250),
         journal_pages: usize::from(journal % 10),

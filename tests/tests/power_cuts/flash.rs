@@ -178,6 +178,16 @@ impl Nor {
         self.shown = self.images[0].clone();
     }
 
+    /// Bytes per word.
+    pub(crate) fn word(&self) -> usize {
+        self.word
+    }
+
+    /// What it holds now.
+    pub(crate) fn content(&self) -> &[u8] {
+        &self.images[0]
+    }
+
     pub(crate) fn is_off(&self) -> bool {
         self.off
     }

@@ -5,9 +5,9 @@ mod partition;
 mod wear;
 mod world;
 
-use rankpatch_runtime::slots::{Layout, Resume};
+use rankpatch_runtime::slots::{Announcement, Layout, Resume, Slots};
 
-use flash::{Bug, Cut, Mode, Nor, Op, Rng};
+use flash::{Bug, Cut, Flash, Mode, Nor, Op, Rng};
 use world::{Cost, Device, Files, Goal, LIFE, SHORT_LIFE, file_bytes, random_life};
 
 /// Runs one life on flash with the content `blank`, cut as planned.
@@ -50,11 +50,32 @@ struct Setup {
 }
 
 impl Setup {
-    fn new(layout: Layout, page: usize, life: &'static [Goal], file_bytes: usize, chunk: usize) -> Self {
-        let rng = Rng::new(page as u64);
-        let len = layout.partition_bytes(page);
-        let blank = std::iter::repeat_with(|| rng.next() as u8).take(len).collect();
-        Self { layout, blank, files: Files::new(file_bytes), chunk, life }
+    /// Flash with any content; if it has many slots, all but the last four were erased once, so that a life begins there and
+    /// goes on with the first ones.
+    fn new<const WORD: usize, const PAGE: usize>(
+        layout: Layout,
+        life: &'static [Goal],
+        file_bytes: usize,
+        chunk: usize,
+    ) -> Self {
+        let rng = Rng::new(PAGE as u64);
+        let len = layout.partition_bytes(PAGE);
+        let any = || rng.next() as u8;
+        let blank = std::iter::repeat_with(any).take(len).collect();
+        let mut setup = Self { layout, blank, files: Files::new(file_bytes), chunk, life };
+        let flash = Flash::<WORD, PAGE>(setup.nor(WORD, PAGE, 1));
+        let mut slots = Slots::mount(flash, layout).expect("a layout that fits");
+        for slot in 0..layout.n_slots.saturating_sub(4) {
+            slots.begin(slot, Announcement { len: 1, sha256: [0; 32] }).expect("a start");
+            slots.abort().expect("an end");
+        }
+        setup.blank = slots.flash().0.content().to_vec();
+        // What looks erased would hide that an erase did nothing.
+        let pages = setup.blank.chunks_mut(PAGE);
+        pages
+            .filter(|page| page.iter().all(|byte| *byte == layout.erased))
+            .for_each(|page| page.fill_with(any));
+        setup
     }
 
     /// The operations of a life without cuts.
@@ -140,8 +161,8 @@ macro_rules! every_geometry {
     ($function:ident) => {
         [
             $function::<256>(3, 3, 3, 0xFF),
-            $function::<512>(3, 2, 3, 0xFF),
-            $function::<512>(4, 1, 4, 0x00),
+            $function::<512>(32, 1, 3, 0xFF),
+            $function::<512>(20, 1, 4, 0x00),
             $function::<1024>(2, 2, 3, 0xFF),
             $function::<2048>(2, 1, 3, 0xFF),
             $function::<4096>(2, 1, 5, 0xFF),
@@ -157,19 +178,20 @@ fn every_word<const PAGE: usize>(
 ) -> Counts {
     let layout =
         Layout { n_slots, slot_bytes: slot_pages * PAGE, journal_pages, erased, resume: Resume::Page };
-    let setup = Setup::new(layout, PAGE, &LIFE, file_bytes(&layout).min(700), 200);
     let words = [
-        single_cuts::<1, PAGE>,
-        single_cuts::<2, PAGE>,
-        single_cuts::<4, PAGE>,
-        single_cuts::<8, PAGE>,
-        single_cuts::<16, PAGE>,
-        single_cuts::<32, PAGE>,
+        every_cut::<1, PAGE>,
+        every_cut::<2, PAGE>,
+        every_cut::<4, PAGE>,
+        every_cut::<8, PAGE>,
+        every_cut::<16, PAGE>,
+        every_cut::<32, PAGE>,
     ];
-    words
-        .iter()
-        .map(|cuts| cuts(&setup, Bug::None).expect("no violation"))
-        .fold(Counts::default(), Counts::sum)
+    words.iter().map(|cuts| cuts(layout)).fold(Counts::default(), Counts::sum)
+}
+
+fn every_cut<const WORD: usize, const PAGE: usize>(layout: Layout) -> Counts {
+    let setup = Setup::new::<WORD, PAGE>(layout, &LIFE, file_bytes(&layout).min(700), 200);
+    single_cuts::<WORD, PAGE>(&setup, Bug::None).expect("no violation")
 }
 
 #[test]
@@ -217,10 +239,10 @@ fn two_cuts<const WORD: usize, const PAGE: usize>(setup: &Setup) -> usize {
 #[test]
 fn two_cuts_at_every_pair_of_operations() {
     let layout = Layout { n_slots: 2, slot_bytes: 512, journal_pages: 3, erased: 0xFF, resume: Resume::Page };
-    let runs = two_cuts::<4, 256>(&Setup::new(layout, 256, &SHORT_LIFE, 300, 300));
+    let runs = two_cuts::<4, 256>(&Setup::new::<4, 256>(layout, &SHORT_LIFE, 300, 300));
     println!("two cuts: {runs} runs on pages of 256 bytes, words of 4");
     let layout = Layout { n_slots: 3, slot_bytes: 512, journal_pages: 4, erased: 0x00, resume: Resume::Page };
-    let other = two_cuts::<16, 512>(&Setup::new(layout, 512, &SHORT_LIFE, 400, 200));
+    let other = two_cuts::<16, 512>(&Setup::new::<16, 512>(layout, &SHORT_LIFE, 400, 200));
     println!("two cuts: {other} runs on pages of 512 bytes, words of 16");
     assert!(runs > 10_000 && other > 10_000, "the second cut was not reached");
 }
@@ -275,7 +297,7 @@ impl Chip {
         weight: usize,
     ) -> Self {
         let layout = Layout { erased, ..Layout::new(n_slots, slot_bytes) };
-        let setup = Setup::new(layout, PAGE, &LIFE, file_bytes(&layout).min(3000), 1024);
+        let setup = Setup::new::<WORD, PAGE>(layout, &LIFE, file_bytes(&layout).min(3000), 1024);
         let operations = setup.operations::<WORD, PAGE>().len();
         Self { name, setup, operations, run: random_cuts::<WORD, PAGE>, weight }
     }
@@ -289,9 +311,9 @@ fn random_cuts_on_flash_like_that_of_chips() {
     let chips = [
         Chip::new::<4, 1024>("nRF51", 3, 2048, 0xFF, 200),
         Chip::new::<4, 4096>("nRF52", 2, 4096, 0xFF, 150),
-        Chip::new::<8, 2048>("STM32L4", 3, 2048, 0xFF, 200),
+        Chip::new::<8, 2048>("STM32L4", 32, 2048, 0xFF, 200),
         Chip::new::<4, 128>("STM32L0", 4, 640, 0x00, 300),
-        Chip::new::<1, 4096>("RP2040", 2, 4096, 0xFF, 148),
+        Chip::new::<1, 4096>("RP2040", 20, 4096, 0xFF, 148),
         Chip::new::<32, 131_072>("STM32H7", 2, 131_072, 0xFF, 2),
     ];
     let wanted = std::env::var(RUNS).map_or(100_000, |runs| runs.parse().expect("a number of runs"));
@@ -319,7 +341,7 @@ fn random_cuts_on_flash_like_that_of_chips() {
 #[test]
 fn an_upload_goes_on_at_the_exact_word_where_words_are_atomic() {
     let layout = Layout { resume: Resume::Word, ..Layout::new(2, 4096) };
-    let setup = Setup::new(layout, 4096, &LIFE, 900, 96);
+    let setup = Setup::new::<8, 4096>(layout, &LIFE, 900, 96);
     let mut runs = 0;
     for (after, op) in setup.operations::<8, 4096>().into_iter().enumerate() {
         let words = if let Op::Write(len) = op { len / 8 } else { 0 };
@@ -337,7 +359,7 @@ fn an_upload_goes_on_at_the_exact_word_where_words_are_atomic() {
 #[test]
 fn seeded_bugs_are_caught_and_a_cut_that_never_comes_fails() {
     let layout = Layout::new(3, 1024);
-    let setup = Setup::new(layout, 512, &LIFE, 700, 200);
+    let setup = Setup::new::<4, 512>(layout, &LIFE, 700, 200);
     for (bug, invariant) in
         [(Bug::HashOfRam, "I1"), (Bug::CommitFirst, "I1"), (Bug::DirtyPage, "I4"), (Bug::EarlyAck, "I2")]
     {

@@ -5,7 +5,7 @@
 //! I6: the floor never falls. I7: after all cuts the same goals are reached.
 
 use rankpatch_runtime::slots::{
-    Activation, Announcement, FILE_OFFSET, FinishError, Layout, Progress, SlotError, Slots,
+    Activation, Announcement, FILE_OFFSET, FinishError, Layout, MAX_SLOTS, Progress, SlotError, Slots,
 };
 
 use super::flash::{Flash, Nor, Rng};
@@ -112,7 +112,7 @@ impl Files {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct World {
     /// The number of the file installed in each slot; 0 for none.
-    installed: [u32; 4],
+    installed: [u8; MAX_SLOTS],
     confirmed: Option<Activation>,
     previous: Option<Activation>,
     floor: u32,
@@ -126,7 +126,7 @@ impl World {
     }
 
     fn with(mut self, slot: usize, number: u32) -> Self {
-        self.installed[slot] = number;
+        self.installed[slot] = number as u8;
         self.floor = number;
         self
     }
@@ -189,7 +189,7 @@ impl<'f> Device<'f> {
         chunk: usize,
         prepares: bool,
     ) -> Self {
-        let slots = Slots::format(Flash::<WORD, PAGE>(nor), layout, 0).expect("a layout that fits");
+        let slots = Slots::mount(Flash::<WORD, PAGE>(nor), layout).expect("a layout that fits");
         Self {
             slots: Some(Box::new(slots)),
             layout,
@@ -290,7 +290,7 @@ impl<'f> Device<'f> {
     fn observe(&mut self, allowed: &[World]) -> Result<World, String> {
         let state = *self.slots().state();
         let mut found = World {
-            installed: [0; 4],
+            installed: [0; MAX_SLOTS],
             confirmed: state.confirmed,
             previous: state.previous,
             floor: state.floor,
@@ -304,7 +304,7 @@ impl<'f> Device<'f> {
             let number = allowed
                 .iter()
                 .map(|world| world.installed[slot])
-                .find(|number| *number != 0 && files.get(*number).0 == file);
+                .find(|number| *number != 0 && files.get((*number).into()).0 == file);
             found.installed[slot] = number.ok_or(format!("I1: slot {slot} holds another file"))?;
         }
         if found.floor < self.world.floor {
@@ -416,15 +416,20 @@ impl<'f> Device<'f> {
         }
     }
 
-    /// Puts a slot on trial. It must be active, and a write of one word, without an erase, after `prepare`.
+    /// Puts a slot on trial. It must be active, and a write of one word of the journal, without an erase, after `prepare`.
     fn try_out(&mut self, activation: Activation) -> Result<(), Stop> {
         let world = self.world;
         self.step(world, |slots| slots.prepare())?;
+        // A word of the journal has at least two bytes.
+        let words = 2usize.div_ceil(self.nor().word());
         let counts = |nor: &Nor| (nor.words_written, nor.erases.iter().sum::<u32>());
         let before = counts(self.nor());
         self.step(world, |slots| slots.start_trial(activation))?;
         let after = counts(self.nor());
-        if self.slots().state().active() != Some(activation) || after.0 > before.0 + 1 || after.1 > before.1 {
+        if self.slots().state().active() != Some(activation)
+            || after.0 > before.0 + words
+            || after.1 > before.1
+        {
             return Err(Stop::Violation(format!("activation: {before:?} words and erases became {after:?}")));
         }
         Ok(())

@@ -65,7 +65,7 @@ fn flash_is_planned() {
     let base = fixture.read("decoder.rpb").len().next_multiple_of(1024);
     let slot = (fixture.read("decoder.rpa").len() + 64).next_multiple_of(1024);
     assert_eq!((number("firmware_bytes"), number("base_bytes"), number("slot_bytes")), (100_352, base, slot));
-    assert_eq!(number("slots"), ((262_144 - 100_352 - base - 3072) / slot).min(16));
+    assert_eq!(number("slots"), ((262_144 - 100_352 - base - 3072) / slot).min(32));
     let used = number("slots") * slot + 100_352 + base + 3072;
     assert_eq!(number("free_bytes"), 262_144 - used);
     fixture.run("bundle @decoder.rpa --plan 65536").fails(exit::BAD_INPUT, "for firmware, base and journal");
