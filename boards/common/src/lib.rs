@@ -127,7 +127,7 @@ pub const fn microseconds(ticks: u64, per_microsecond: u16) -> u64 {
     let (high, low, by) = ((ticks >> 32) as u32, ticks as u32, per_microsecond as u32);
     let middle = ((high % by) << 16) | (low >> 16);
     let last = ((middle % by) << 16) | (low & 0xffff);
-    (((high / by) as u64) << 32) | (((middle / by) << 16) | last / by) as u64
+    (((high / by) as u64) << 32) | (((middle / by) << 16) | (last / by)) as u64
 }
 
 /// How deep the stack has been.
