@@ -17,6 +17,7 @@ pub use spans::{Span, Spans, Word, Words};
 
 use crate::arena::{Arena, stride};
 use crate::attention::Heads;
+use crate::built_in::{TEXT, check_built_in};
 use crate::linear::{Codes, Scratch, linear, linear_wide};
 use crate::merge::{Merged, MergedCursor, MergedImage, MergedType, merge, merged_bytes};
 use crate::ops;
@@ -82,8 +83,9 @@ impl<'a> Engine<'a> {
     /// `arena` has at least [`crate::arena_bytes`] bytes and lies on a boundary of 16.
     ///
     /// # Errors
-    /// [`Error::ArenaTooSmall`], [`Error::Misaligned`], or [`Error::SequenceTooLong`] for a context of 0.
+    /// [`Error::NotBuiltIn`], [`Error::ArenaTooSmall`], [`Error::Misaligned`], or [`Error::SequenceTooLong`] for a context of 0.
     pub fn new(base: Base<'a>, arena: &'a mut [u8], context: usize) -> Result<Self> {
+        check_built_in(&base)?;
         let context = context.min(base.manifest().max_rows as usize);
         if context == 0 {
             return Err(Error::SequenceTooLong { expected: base.manifest().max_rows as usize, found: 0 });
@@ -293,7 +295,7 @@ impl<'a> Engine<'a> {
 
     fn check_tokens<T: Copy + Into<u32>>(&mut self, tokens: &[T]) -> Result<()> {
         let expected = self.base.feature_width();
-        if expected != 0 {
+        if !TEXT || expected != 0 {
             return Err(Error::WrongInput { expected, found: tokens.len() });
         }
         let vocab_size = self.base.vocab_size();
@@ -398,7 +400,7 @@ impl<'a> Engine<'a> {
         let base = self.base;
         let value = base.value(0);
         let (start, len) = (value.offset as usize / 4, rows * value.width as usize);
-        if let Op::Embedding { table } = base.input() {
+        if TEXT && let Op::Embedding { table } = base.input() {
             let table = base.matrix(table);
             let target = self.arena.values.get_mut(start..start + len).unwrap_or(&mut []);
             for row in target.chunks_exact_mut(table.cols.max(1)) {
@@ -418,7 +420,7 @@ impl<'a> Engine<'a> {
         let (start, len) = (value.offset as usize / 4, rows * value.width as usize);
         let Some(target) = self.arena.values.get_mut(start..start + len) else { return };
         match (input, base.input()) {
-            (Input::Tokens(ids), Op::Embedding { table }) => {
+            (Input::Tokens(ids), Op::Embedding { table }) if TEXT => {
                 let table = base.matrix(table);
                 for (id, row) in ids.iter().zip(target.chunks_exact_mut(table.cols.max(1))) {
                     let id: u32 = (*id).into();
@@ -509,7 +511,7 @@ impl<'a> Engine<'a> {
                     scale,
                 };
                 let scratch = &mut self.arena.attention;
-                if causal {
+                if TEXT && causal {
                     let room = base.value(k).rows.count(self.context);
                     let len = 2 + heads.n_kv_heads * heads.shape.code_words(room);
                     let (cache, rest) =

@@ -1,6 +1,6 @@
 //! Why the engine refuses a call. Every refusal leaves the engine as it was.
 
-use rankpatch_format::link::{ErrorCode, Response};
+use rankpatch_format::link::{ErrorCode, Refusal};
 
 /// What the engine refuses, with what it expected and what it found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -9,6 +9,13 @@ use rankpatch_format::link::{ErrorCode, Response};
 pub enum Error {
     /// A base or an adapter is not acceptable.
     Format(#[cfg_attr(feature = "defmt", defmt(Debug2Format))] rankpatch_format::Error),
+    /// This build has no code for an operator of the base: it lacks the feature for what the base reads.
+    NotBuiltIn {
+        /// Index of the operator.
+        op: u16,
+        /// The feature.
+        feature: &'static str,
+    },
     /// The arena is too small for the base and the context.
     ArenaTooSmall {
         /// Bytes needed.
@@ -88,6 +95,12 @@ impl core::fmt::Display for Error {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match *self {
             Self::Format(error) => error.fmt(f),
+            Self::NotBuiltIn { op, feature } => {
+                write!(
+                    f,
+                    "operator {op} of the base is not built in: expected the feature `{feature}`, found none"
+                )
+            }
             Self::ArenaTooSmall { expected, found } => {
                 write!(f, "arena is too small: expected {expected} bytes, found {found}")
             }
@@ -128,34 +141,30 @@ impl core::fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-impl From<Error> for Response<'_> {
+impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        let refuse = |code, expected: usize, found: usize| Self::Error {
-            code,
-            expected: expected as u32,
-            found: found as u32,
-        };
         match error {
             Error::Format(error) => error.into(),
+            Error::NotBuiltIn { op, .. } => Self::new(ErrorCode::NotBuiltIn, 0, op.into()),
             Error::ArenaTooSmall { expected, found } | Error::HeadTooLarge { expected, found } => {
-                refuse(ErrorCode::ArenaTooSmall, expected, found)
+                Self::new(ErrorCode::ArenaTooSmall, expected, found)
             }
             Error::MergeBufferTooSmall { expected, found } => {
-                refuse(ErrorCode::MergeBufferTooSmall, expected, found)
+                Self::new(ErrorCode::MergeBufferTooSmall, expected, found)
             }
-            Error::Misaligned { expected, found } => refuse(ErrorCode::Misaligned, expected, found),
-            Error::SequenceTooLong { expected, found } => refuse(ErrorCode::SequenceTooLong, expected, found),
+            Error::Misaligned { expected, found } => Self::new(ErrorCode::Misaligned, expected, found),
+            Error::SequenceTooLong { expected, found } => {
+                Self::new(ErrorCode::SequenceTooLong, expected, found)
+            }
             Error::UnknownToken { expected, found } => {
-                Self::Error { code: ErrorCode::UnknownToken, expected, found }
+                Self { code: ErrorCode::UnknownToken, expected, found }
             }
-            Error::WrongInput { expected, found } => refuse(ErrorCode::WrongInput, expected, found),
-            Error::SelfTestFailed { expected, found } => Self::Error {
-                code: ErrorCode::SelfTestFailed,
-                expected: expected as u32,
-                found: found as u32,
-            },
-            Error::NoSpans => refuse(ErrorCode::WrongInput, 1, 0),
-            Error::NothingActive | Error::NotMerged => refuse(ErrorCode::NothingActive, 1, 0),
+            Error::WrongInput { expected, found } => Self::new(ErrorCode::WrongInput, expected, found),
+            Error::SelfTestFailed { expected, found } => {
+                Self { code: ErrorCode::SelfTestFailed, expected: expected as u32, found: found as u32 }
+            }
+            Error::NoSpans => Self::new(ErrorCode::WrongInput, 1, 0),
+            Error::NothingActive | Error::NotMerged => Self::new(ErrorCode::NothingActive, 1, 0),
         }
     }
 }

@@ -16,6 +16,7 @@
 
 mod arena;
 mod attention;
+mod built_in;
 mod engine;
 mod error;
 mod linear;
@@ -29,6 +30,7 @@ pub mod slots;
 pub mod trust;
 
 pub use arena::{ArenaLayout, MIN_HEAD_OUTPUTS, MIN_RANK, arena_bytes, arena_layout};
+pub use built_in::check_built_in;
 pub use engine::{Attachment, Engine, Span, Spans, Word, Words};
 pub use error::{Error, Result};
 pub use merge::{MergedType, merged_bytes};

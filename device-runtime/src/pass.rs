@@ -10,6 +10,7 @@ use rankpatch_format::graph::{Op, TensorId, ValueId};
 
 use crate::arena::stride;
 use crate::attention::{Exponents, Heads, KeyHead, Scratch, attend_row};
+use crate::built_in::TEXT;
 use crate::kernels::{self, float};
 use crate::ops;
 
@@ -187,7 +188,7 @@ impl<'a> Pass<'_, 'a> {
         let base = self.base;
         let width = base.value(index).width as usize;
         match *op {
-            Op::RmsNorm { input, weight, eps } => {
+            Op::RmsNorm { input, weight, eps } if TEXT => {
                 let weight = base.floats(weight).read(&mut room);
                 let [x, y] = self.cells([input, index]);
                 ops::rms_norm(x, weight, eps, y);
@@ -198,7 +199,7 @@ impl<'a> Pass<'_, 'a> {
                 let [x, y] = self.cells([input, index]);
                 ops::layer_norm(x, weight, bias, eps, y);
             }
-            Op::Rope { input, inv_freq } => {
+            Op::Rope { input, inv_freq } if TEXT => {
                 let position = self.position;
                 ops::rope(self.copied(index, input), width, base.f32s(inv_freq), position);
             }
@@ -214,12 +215,12 @@ impl<'a> Pass<'_, 'a> {
                     float::mul(row, weight);
                 }
             }
-            Op::Silu { input } => float::silu(self.copied(index, input)),
+            Op::Silu { input } if TEXT => float::silu(self.copied(index, input)),
             Op::Gelu { input } => float::gelu(self.copied(index, input)),
             Op::GeluErf { input } => float::gelu_erf(self.copied(index, input)),
             Op::Tanh { input } => float::tanh(self.copied(index, input)),
             Op::Add { a, b } => self.binary(index, a, b, float::add),
-            Op::Mul { a, b } => self.binary(index, a, b, float::mul),
+            Op::Mul { a, b } if TEXT => self.binary(index, a, b, float::mul),
             Op::PrependToken { input, token } => {
                 let (from, to) = (self.range(input), self.range(index));
                 self.copy(from, to.start + width..to.end);
@@ -239,7 +240,7 @@ impl<'a> Pass<'_, 'a> {
                 ops::accumulate(x, y);
                 y.iter_mut().for_each(|y| *y /= count);
             }
-            // Inputs, and what is neither elementwise nor in any image.
+            // Inputs, what is neither elementwise nor in any image, and what is not built in.
             _ => {}
         }
     }

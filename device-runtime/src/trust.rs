@@ -8,7 +8,7 @@
 #[cfg(feature = "ed25519")]
 use ed25519_compact::VerifyingState;
 use rankpatch_format::header::{self, Header, Signature};
-use rankpatch_format::link::{ErrorCode, Response};
+use rankpatch_format::link::{ErrorCode, Refusal};
 use rankpatch_format::{BaseId, KeyId, ProductId};
 
 /// Why a file is not wanted.
@@ -85,7 +85,7 @@ impl core::fmt::Display for TrustError {
 
 impl core::error::Error for TrustError {}
 
-impl From<TrustError> for Response<'_> {
+impl From<TrustError> for Refusal {
     fn from(error: TrustError) -> Self {
         use ErrorCode as C;
         let head = |id: &[u8]| u32::from_be_bytes(*id.first_chunk().unwrap_or(&[0; 4]));
@@ -100,7 +100,7 @@ impl From<TrustError> for Response<'_> {
             TrustError::UnknownKey { found } => (C::UnknownKey, 0, head(&found.0)),
             TrustError::BadSignature => (C::BadSignature, 0, 0),
         };
-        Self::Error { code, expected, found }
+        Self { code, expected, found }
     }
 }
 

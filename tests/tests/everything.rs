@@ -11,7 +11,7 @@ use rankpatch_format::layout::Layout;
 use rankpatch_format::link::Mode;
 use rankpatch_format::write::{AdapterData, HeadData, Network, PatchData};
 use xtask::board::Board;
-use xtask::firmware;
+use xtask::firmware::{self, Reads};
 use xtask::flash::Division;
 use xtask::qemu::{Options as Emulation, Qemu};
 
@@ -38,7 +38,8 @@ fn product(
 ) -> Product {
     let board = Board::find("qemu-mps2-an386").unwrap();
     let base = simulator.image().bytes().to_vec();
-    let firmware_bytes = firmware::flash_bytes(&board).unwrap();
+    let reads = Reads::of_vocabulary(simulator.base().unwrap().vocab_size().into());
+    let firmware_bytes = firmware::flash_bytes(&board, reads).unwrap();
     let page_bytes = board.page_bytes as usize;
     let mut files = carried;
     for seed in files.len()..slots {
@@ -62,7 +63,7 @@ fn product(
     let division = Division::new(&board, FLASH_BYTES as u64, parts, plan.slot_bytes as u64).unwrap();
     let used = division.slots.origin + division.slots.length - division.flash.origin;
     assert_eq!(used as usize + plan.free_bytes, FLASH_BYTES, "the plan and the image differ");
-    let elf = firmware::build_divided(&board, &division, name).unwrap();
+    let elf = firmware::build_divided(&board, reads, &division, name).unwrap();
     let flash = elf.with_extension("bin");
     std::fs::write(&flash, division.image(&elf, &base, &partition).unwrap()).unwrap();
     let qemu = Qemu::boot(&board, &elf, &Emulation { flash: Some(flash), ..Emulation::default() }).unwrap();

@@ -11,13 +11,14 @@ use rankpatch::sim::{self, Input, Simulator};
 use rankpatch_format::adapter::{Pooling, Preview};
 use rankpatch_format::base::Base;
 use rankpatch_format::fixture;
+use rankpatch_format::graph::Op;
 use rankpatch_format::header::{self, HEADER_BYTES, Header, TRAILER_BYTES};
 use rankpatch_format::layout::Layout;
 use rankpatch_format::link::{self, Deframer, ErrorCode, Framed, Mode, Request, Response};
 use rankpatch_format::write::AdapterData;
 use rankpatch_format::{KeyId, ProductId};
 use xtask::board::Board;
-use xtask::firmware;
+use xtask::firmware::{self, Reads};
 use xtask::qemu::{Options as Emulation, Qemu};
 
 use crate::{BASES, TASKS, adapter, golden_clips, image, path, signed};
@@ -514,4 +515,21 @@ fn a_device_without_a_base_says_so() {
     assert_eq!(refusal(device.info()), ErrorCode::NoBase);
     let image = image("stories260k", Layout::Dsp4x4);
     assert!(Base::new(image.bytes()).is_ok());
+}
+
+/// Firmware for sound alone: it names the operator of a text's base that it was built without, and refuses texts for a base that it runs.
+#[test]
+fn firmware_for_sound_refuses_text() {
+    let start = |base: &str| {
+        boot_program(base, &format!("sound-{base}"), |board| firmware::build_for(board, Reads::Sound))
+    };
+    let Running { mut device, qemu, simulator } = start("stories260k");
+    let Err(ClientError::Refused { refusal: found, .. }) = device.info() else { panic!("not refused") };
+    assert_eq!((found.code, found.found), (ErrorCode::NotBuiltIn, 0));
+    assert!(matches!(simulator.base().unwrap().input(), Op::Embedding { .. }));
+    qemu.stop();
+    let Running { mut device, qemu, simulator } = start("kwt1");
+    assert_eq!(refusal(device.run_text("a text")), ErrorCode::WrongInput);
+    assert_eq!(device.info().unwrap().n_sites, simulator.base().unwrap().n_sites());
+    qemu.stop();
 }

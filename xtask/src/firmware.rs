@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -22,6 +23,30 @@ pub const PUBLIC_KEY: &str = "tests/data/keys/test.pub";
 /// The secret part of [`PUBLIC_KEY`].
 pub const SECRET_KEY: &str = "tests/data/keys/test.key";
 
+/// What the base of a product reads. Its firmware is built with the features for that and no others; every other firmware has all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Tokens.
+    Text,
+    /// Samples, or features.
+    Sound,
+}
+
+impl Reads {
+    /// What a base reads that has a vocabulary of so many tokens.
+    pub fn of_vocabulary(vocab_size: u64) -> Self {
+        if vocab_size > 0 { Self::Text } else { Self::Sound }
+    }
+
+    /// The feature of board packages.
+    pub fn feature(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Sound => "sound",
+        }
+    }
+}
+
 /// Builds `program` of `board` with the firmware profile and returns its ELF file. Quick when nothing has changed.
 ///
 /// # Errors
@@ -36,29 +61,47 @@ pub fn build(board: &Board, program: &str) -> Result<PathBuf> {
 /// As [`build`].
 pub fn build_with(board: &Board, program: &str, key: Option<&str>) -> Result<PathBuf> {
     let key = key.map(|key| ("RANKPATCH_KEYS", key));
-    compile(&board.target, &board.name, program, None, key.as_slice())
+    compile(&board.target, &board.name, program, &[], key.as_slice())
 }
 
-/// Builds the firmware of `board` for a flash that is divided otherwise, as `name`, and returns its ELF file, which the next build does not
-/// overwrite.
+/// Builds the firmware of `board` for bases of one kind and a flash that is divided otherwise, as `name`, and returns its ELF file, which the
+/// next build does not overwrite.
 ///
 /// # Errors
 /// As [`build`], and if it is larger than its part of the flash or the file cannot be copied.
-pub fn build_divided(board: &Board, division: &Division, name: &str) -> Result<PathBuf> {
-    let lines = division.manifest();
-    let elf = compile(&board.target, &board.name, "firmware", None, &[("RANKPATCH_DIVISION", &lines)])?;
-    let copy = crate::output_folder("flash")?.join(format!("{name}.elf"));
-    std::fs::copy(&elf, &copy).with_context(|| format!("cannot copy {}", elf.display()))?;
-    Ok(copy)
+pub fn build_divided(board: &Board, reads: Reads, division: &Division, name: &str) -> Result<PathBuf> {
+    build_product(board, reads, &[("RANKPATCH_DIVISION", &division.manifest())], name)
 }
 
-/// Bytes of flash that the firmware of `board` needs.
+/// Builds the firmware of `board` for bases of one kind and returns its ELF file, which the next build of another kind does not overwrite.
 ///
 /// # Errors
-/// As [`build`], and if the file cannot be read.
-pub fn flash_bytes(board: &Board) -> Result<u64> {
-    let sections = sections::read(board, &build(board, "firmware")?)?;
+/// As [`build_divided`].
+pub fn build_for(board: &Board, reads: Reads) -> Result<PathBuf> {
+    build_product(board, reads, &[], &format!("{}-{}", board.name, reads.feature()))
+}
+
+/// Bytes of flash that the firmware of `board` for bases of one kind needs.
+///
+/// # Errors
+/// As [`build_for`], and if the file cannot be read.
+pub fn flash_bytes(board: &Board, reads: Reads) -> Result<u64> {
+    let sections = sections::read(board, &build_for(board, reads)?)?;
     Ok(sections.iter().map(|section| section.flash_bytes).sum())
+}
+
+fn build_product(board: &Board, reads: Reads, environment: &[(&str, &str)], name: &str) -> Result<PathBuf> {
+    // One after the other, and in a folder of their own: all of them, and the firmware of the board, are files of one name.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _building = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let folder = crate::output_folder("flash")?;
+    let target = folder.join("target");
+    let target = target.to_str().context("expected a path of Unicode characters to the target folder")?;
+    let arguments = ["--target-dir", target, "--no-default-features", "--features", reads.feature()];
+    let elf = compile(&board.target, &board.name, "firmware", &arguments, environment)?;
+    let copy = folder.join(format!("{name}.elf"));
+    std::fs::copy(&elf, &copy).with_context(|| format!("cannot copy {}", elf.display()))?;
+    Ok(copy)
 }
 
 /// Builds the firmware that also accepts unsigned adapters.
@@ -66,7 +109,7 @@ pub fn flash_bytes(board: &Board) -> Result<u64> {
 /// # Errors
 /// As [`build`].
 pub fn build_insecure(board: &Board) -> Result<PathBuf> {
-    compile(&board.target, &board.name, "insecure", Some("insecure"), &[])
+    compile(&board.target, &board.name, "insecure", &["--features", "insecure"], &[])
 }
 
 /// Builds the firmware of a kit.
@@ -74,7 +117,7 @@ pub fn build_insecure(board: &Board) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`].
 pub fn build_kit(kit: &Kit) -> Result<PathBuf> {
-    compile(&kit.target, &kit.name, "firmware", None, &[])
+    compile(&kit.target, &kit.name, "firmware", &[], &[])
 }
 
 /// Builds the bench program for `machine` and returns its ELF file, which the next build does not overwrite.
@@ -82,7 +125,8 @@ pub fn build_kit(kit: &Kit) -> Result<PathBuf> {
 /// # Errors
 /// As [`build`], and if the file cannot be copied.
 pub fn build_bench(machine: &Machine) -> Result<PathBuf> {
-    let elf = compile(&machine.target, machine::PACKAGE, machine::PROGRAM, Some(&machine.feature), &[])?;
+    let feature = ["--features", machine.feature.as_str()];
+    let elf = compile(&machine.target, machine::PACKAGE, machine::PROGRAM, &feature, &[])?;
     let copy = crate::output_folder("bench")?.join(format!("{}.elf", machine.feature));
     std::fs::copy(&elf, &copy).with_context(|| format!("cannot copy {}", elf.display()))?;
     Ok(copy)
@@ -92,7 +136,7 @@ fn compile(
     target: &str,
     package: &str,
     program: &str,
-    feature: Option<&str>,
+    arguments: &[&str],
     environment: &[(&str, &str)],
 ) -> Result<PathBuf> {
     let mut command = crate::cargo();
@@ -107,7 +151,7 @@ fn compile(
             "json-render-diagnostics",
         ])
         .args(["--target", target, "--package", package, "--bin", program])
-        .args(feature.map(|feature| format!("--features={feature}")))
+        .args(arguments)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if std::env::var_os("DEFMT_LOG").is_none() {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use xtask::board::Board;
+use xtask::firmware::Reads;
 use xtask::flash::Division;
 use xtask::qemu::{Options as Emulation, Qemu};
 use xtask::{firmware, workspace_root};
@@ -84,7 +85,9 @@ impl Product {
             text(&base)?,
         ])?;
         let own = adapters.iter().filter(|adapter| built["base_id"] == *adapter.base_id).cloned().collect();
-        let (firmware_bytes, base_bytes) = (firmware::flash_bytes(board)?, number(&built, "image_bytes")?);
+        let reads = Reads::of_vocabulary(number(&tool.json(&["inspect", text(&base)?])?, "vocab_size")?);
+        let firmware_bytes = firmware::flash_bytes(board, reads)?;
+        let base_bytes = number(&built, "image_bytes")?;
         let (installed, left_out, plan) = fitting(tool, [board.page_bytes, firmware_bytes], &base, own)?;
         let [slots, slot_bytes, journal_bytes, free_bytes] =
             ["slots", "slot_bytes", "journal_bytes", "free_bytes"].map(|key| number(&plan, key));
@@ -107,7 +110,7 @@ impl Product {
 
         let parts = [firmware_bytes, base_bytes, slots * slot_bytes + journal_bytes];
         let division = Division::new(board, FLASH_BYTES, parts, slot_bytes)?;
-        let elf = firmware::build_divided(board, &division, model)?;
+        let elf = firmware::build_divided(board, reads, &division, model)?;
         let image = folder.join(format!("{model}.bin"));
         fs::write(&image, division.image(&elf, &fs::read(&base)?, &fs::read(&bundle)?)?)?;
         let emulation = Emulation { count_instructions, flash: Some(image.clone()), ..Emulation::default() };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use xtask::board::Board;
-use xtask::firmware;
+use xtask::firmware::{self, Reads};
 use xtask::qemu::{Options, Qemu};
 use xtask::sections::{self, Section};
 use xtask::workspace_root;
@@ -23,17 +23,22 @@ const STACK_SLACK: u64 = 160;
 /// Prints one table, or one JSON array, over all programs of all boards, or remembers their sizes.
 pub(crate) fn run(mode: Mode) -> Result<()> {
     let reports = measure()?;
+    let products = products()?;
     match mode {
         Mode::Json => {
-            let reports: Vec<_> = reports.iter().map(Report::json).collect();
+            let products = products.iter().map(|(name, bytes)| json!({ "name": name, "flash_bytes": bytes }));
+            let reports: Vec<_> = reports.iter().map(Report::json).chain(products).collect();
             println!("{}", serde_json::to_string_pretty(&reports)?);
         }
         Mode::Table => {
             reports.iter().for_each(Report::print);
-            parts(&reports).iter().for_each(|(name, bytes)| println!("{name}: {bytes} bytes"));
+            parts(&reports)
+                .iter()
+                .chain(&products)
+                .for_each(|(name, bytes)| println!("{name}: {bytes} bytes"));
         }
-        Mode::Bless => println!("{}", snapshot().bless(&measured(&reports))?.display()),
-        Mode::Check => snapshot().check(&measured(&reports))?,
+        Mode::Bless => println!("{}", snapshot().bless(&measured(&reports, products))?.display()),
+        Mode::Check => snapshot().check(&measured(&reports, products))?,
     }
     Ok(())
 }
@@ -78,8 +83,23 @@ fn parts(reports: &[Report]) -> Vec<(String, u64)> {
     parts
 }
 
-/// Only the firmware's and those of parts: the other programs are tests.
-fn measured(reports: &[Report]) -> Vec<Measured> {
+/// The board whose firmware is built for products as well.
+const PRODUCTS: &str = "qemu-mps2-an386";
+
+/// Bytes of flash of the firmware of products, which has what one base needs.
+fn products() -> Result<Vec<(String, u64)>> {
+    let board = Board::find(PRODUCTS)?;
+    [Reads::Text, Reads::Sound]
+        .into_iter()
+        .map(|reads| {
+            let name = format!("{PRODUCTS}: flash bytes with {} alone", reads.feature());
+            Ok((name, firmware::flash_bytes(&board, reads)?))
+        })
+        .collect()
+}
+
+/// Only the firmware's and those of parts and products: the other programs are tests.
+fn measured(reports: &[Report], products: Vec<(String, u64)>) -> Vec<Measured> {
     let firmware = reports.iter().filter(|report| report.program == "firmware");
     let numbers = firmware.flat_map(|report| {
         let name = |what: &str| format!("{}: {what}", report.board);
@@ -90,7 +110,8 @@ fn measured(reports: &[Report]) -> Vec<Measured> {
             stack.map(|bytes| Measured::within(name("peak stack bytes"), bytes, STACK_SLACK)),
         ]
     });
-    let parts = parts(reports).into_iter().map(|(name, bytes)| Some(Measured::new(name, bytes)));
+    let parts =
+        parts(reports).into_iter().chain(products).map(|(name, bytes)| Some(Measured::new(name, bytes)));
     numbers.chain(parts).flatten().collect()
 }
 

@@ -30,6 +30,12 @@ pub(crate) fn run() -> Result<ExitCode> {
         let lints = ["clippy", "--locked", "--target", target, "--package", name, "--", "-D", "warnings"];
         report.cargo(&format!("lints of {name}"), &lints);
     }
+    for board in &boards {
+        // Without the features that only some bases need.
+        let lints = ["clippy", "--locked", "--target", &board.target, "--package", &board.name];
+        let lints = [&lints[..], &["--no-default-features", "--", "-D", "warnings"]].concat();
+        report.cargo(&format!("lints of {} without features", board.name), &lints);
+    }
     // Alone, because a build of the workspace unifies features and hides what is missing.
     for target in setup::targets()? {
         let check = [

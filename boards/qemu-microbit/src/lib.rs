@@ -30,6 +30,7 @@ macro_rules! log_panics {
     () => {
         #[panic_handler]
         #[inline(always)]
+        #[expect(clippy::inline_always, reason = "as of the function that it calls")]
         fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             $crate::panicked(info)
         }

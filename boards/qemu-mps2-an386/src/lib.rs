@@ -22,6 +22,8 @@ mod register;
 pub mod stack;
 #[cfg(target_os = "none")]
 pub mod uart;
+#[cfg(target_os = "none")]
+mod vectors;
 
 #[cfg(target_os = "none")]
 pub use fault::{fail, panicked, succeed};
@@ -33,6 +35,7 @@ macro_rules! log_panics {
     () => {
         #[panic_handler]
         #[inline(always)]
+        #[expect(clippy::inline_always, reason = "as of the function that it calls")]
         fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             $crate::panicked(info)
         }

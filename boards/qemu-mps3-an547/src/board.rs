@@ -11,6 +11,9 @@ use crate::memory;
 use crate::stack::PaintedStack;
 use crate::uart::{self, UartLink};
 
+/// Interrupts of the machine.
+pub(crate) const N_INTERRUPTS: usize = 96;
+
 /// The interrupt in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interrupt {

@@ -29,6 +29,9 @@ pub mod stack;
 #[cfg(target_os = "none")]
 #[path = "../../qemu-mps2-an386/src/uart.rs"]
 pub mod uart;
+#[cfg(target_os = "none")]
+#[path = "../../qemu-mps2-an386/src/vectors.rs"]
+mod vectors;
 
 #[cfg(target_os = "none")]
 pub use fault::{fail, panicked, succeed};
@@ -40,6 +43,7 @@ macro_rules! log_panics {
     () => {
         #[panic_handler]
         #[inline(always)]
+        #[expect(clippy::inline_always, reason = "as of the function that it calls")]
         fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
             $crate::panicked(info)
         }

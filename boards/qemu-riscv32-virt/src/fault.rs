@@ -18,12 +18,14 @@ pub fn fail() -> ! {
 
 /// Logs a panic and ends the emulator: for [`crate::log_panics`].
 #[inline(always)]
+#[expect(clippy::inline_always, reason = "what it does not read of its argument is then not in the firmware")]
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     riscv::interrupt::disable();
     // Where is enough to find out what. The message may need formatting, which costs kilobytes of flash.
-    match info.location() {
-        Some(at) => defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line()),
-        None => defmt::error!("panicked"),
+    if let Some(at) = info.location().filter(|_| cfg!(feature = "panic-location")) {
+        defmt::error!("panicked at {=str}:{=u32}", at.file(), at.line());
+    } else {
+        defmt::error!("panicked");
     }
     fail()
 }

@@ -4,6 +4,7 @@
 use rankpatch_format::front_end::FrontEnd;
 
 use super::{Engine, Input, Output};
+use crate::built_in::SOUND;
 use crate::kernels::front_end::{copy_samples, frame};
 use crate::{Error, Result};
 
@@ -41,6 +42,7 @@ impl Engine<'_> {
         let base = self.base;
         let front_end = base
             .front_end()
+            .filter(|_| SOUND)
             .ok_or(Error::WrongInput { expected: base.feature_width(), found: samples.len() })?;
         let streaming = base.streaming();
         if !streaming && self.position > 0 {

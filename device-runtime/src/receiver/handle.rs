@@ -3,14 +3,12 @@
 use rankpatch_format::adapter::{Adapter, Preview};
 use rankpatch_format::base::Base;
 use rankpatch_format::header::{self, HEADER_BYTES, Header};
-use rankpatch_format::link::{CHUNK_ALIGN, ErrorCode, Request, Response, SlotInfo, UNASKED, decode};
+use rankpatch_format::link::{CHUNK_ALIGN, ErrorCode, Refusal, Request, Response, SlotInfo, UNASKED, decode};
 use rankpatch_format::{Error as FormatError, KeyId};
 
-use super::{Policy, Receiver, STEP_BYTES, Step, Work, refusal};
+use super::{Policy, Receiver, STEP_BYTES, Step, Work};
 use crate::slots::{Announcement, FILE_OFFSET, FinishError, MappedFlash, Progress, SlotError, Slots};
 use crate::trust::{self, Verifier};
-
-type Refusal = Response<'static>;
 
 impl<const FRAME: usize> Receiver<FRAME> {
     #[inline(never)]
@@ -97,7 +95,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
         match answer {
             Ok(None) => {}
             Ok(Some(response)) => self.answer(id, &response),
-            Err(refusal) => self.answer(id, &refusal),
+            Err(refusal) => self.answer(id, &refusal.into()),
         }
         installed.map_or(Step::Worked, |slot| Step::Installed { slot })
     }
@@ -109,7 +107,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
         policy: &Policy<'_, impl Verifier>,
         id: u8,
         slot: usize,
-    ) -> Result<Option<Refusal>, Refusal> {
+    ) -> Result<Option<Response<'static>>, Refusal> {
         let description = describe(slots, policy, slot)?;
         self.answer(id, &description);
         Ok(None)
@@ -126,7 +124,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
             }
             Err(error) => {
                 self.work = Work::None;
-                self.answer(id, &slot_refusal(error));
+                self.answer(id, &slot_refusal(error).into());
             }
         }
     }
@@ -151,7 +149,7 @@ impl<const FRAME: usize> Receiver<FRAME> {
             }
             Err(error) => {
                 self.work = Work::None;
-                self.answer(id, &slot_refusal(error));
+                self.answer(id, &slot_refusal(error).into());
             }
         }
         Step::Worked
@@ -175,9 +173,9 @@ fn begin<F: MappedFlash>(
 ) -> Result<Begun, Refusal> {
     let whole = header.len() == HEADER_BYTES;
     let sha256: [u8; 32] =
-        sha256.try_into().map_err(|_| refusal(ErrorCode::ShapeMismatch, 32, sha256.len()))?;
+        sha256.try_into().map_err(|_| Refusal::new(ErrorCode::ShapeMismatch, 32, sha256.len()))?;
     if !whole {
-        return Err(refusal(ErrorCode::ShapeMismatch, HEADER_BYTES, header.len()));
+        return Err(Refusal::new(ErrorCode::ShapeMismatch, HEADER_BYTES, header.len()));
     }
     let header = Header::new(header)?;
     let announcement = Announcement { len: header.file_bytes, sha256 };
@@ -189,7 +187,7 @@ fn begin<F: MappedFlash>(
     policy.verifier.knows(header.key_id)?;
     let under_way = slots.upload().filter(|(_, other, _)| *other == announcement).map(|(slot, ..)| slot);
     let chosen = slot.map(usize::from).or(under_way).or_else(|| slots.pick(&announcement));
-    let slot = chosen.ok_or(refusal(ErrorCode::NoFreeSlot, slots.n_slots(), 0))?;
+    let slot = chosen.ok_or(Refusal::new(ErrorCode::NoFreeSlot, slots.n_slots(), 0))?;
     let progress = slots.begin(slot, announcement).map_err(slot_refusal)?;
     Ok(Begun { slot, progress, finished: None })
 }
@@ -197,18 +195,18 @@ fn begin<F: MappedFlash>(
 /// What is to be done with a chunk.
 enum Chunk {
     Store,
-    Answer(Refusal),
+    Answer(Response<'static>),
 }
 
 fn chunk<F: MappedFlash>(slots: &Slots<F>, offset: u32, data: &[u8], most: usize) -> Result<Chunk, Refusal> {
-    let (slot, announcement, under_way) = slots.upload().ok_or(refusal(ErrorCode::NoUpload, 1, 0))?;
+    let (slot, announcement, under_way) = slots.upload().ok_or(Refusal::new(ErrorCode::NoUpload, 1, 0))?;
     let next = under_way.next();
     if data.is_empty() || data.len() > most {
-        return Err(refusal(ErrorCode::OutOfRange, most, data.len()));
+        return Err(Refusal::new(ErrorCode::OutOfRange, most, data.len()));
     }
     let end = u64::from(offset) + data.len() as u64;
     if end > u64::from(announcement.len) {
-        return Err(refusal(
+        return Err(Refusal::new(
             ErrorCode::TrailingBytes,
             announcement.len as usize,
             end.min(u32::MAX.into()) as usize,
@@ -217,7 +215,7 @@ fn chunk<F: MappedFlash>(slots: &Slots<F>, offset: u32, data: &[u8], most: usize
     let ends_file = end == u64::from(announcement.len);
     if !offset.is_multiple_of(CHUNK_ALIGN) || (!end.is_multiple_of(CHUNK_ALIGN.into()) && !ends_file) {
         let remainder = (offset % CHUNK_ALIGN).max(end as u32 % CHUNK_ALIGN);
-        return Err(refusal(ErrorCode::Misaligned, CHUNK_ALIGN as usize, remainder as usize));
+        return Err(Refusal::new(ErrorCode::Misaligned, CHUNK_ALIGN as usize, remainder as usize));
     }
     if offset > next || matches!(under_way, Progress::Erasing { .. }) {
         return Ok(Chunk::Answer(progress(slot, next)));
@@ -226,7 +224,7 @@ fn chunk<F: MappedFlash>(slots: &Slots<F>, offset: u32, data: &[u8], most: usize
     let again = data.get(..(next - offset) as usize).unwrap_or(data);
     let start = slots.range(slot).map_err(slot_refusal)?.start + FILE_OFFSET + offset as usize;
     if slots.flash().mapped().get(start..start + again.len()) != Some(again) {
-        return Err(refusal(ErrorCode::OtherBytes, 0, offset as usize));
+        return Err(Refusal::new(ErrorCode::OtherBytes, 0, offset as usize));
     }
     if again.len() == data.len() { Ok(Chunk::Answer(progress(slot, next))) } else { Ok(Chunk::Store) }
 }
@@ -285,28 +283,24 @@ fn chunk_start(next: u32) -> u32 {
     next - next % CHUNK_ALIGN
 }
 
-fn progress(slot: usize, next: u32) -> Refusal {
+fn progress(slot: usize, next: u32) -> Response<'static> {
     Response::Progress { slot: slot as u8, next }
 }
 
 /// What the host is told about an error of the slots.
-pub fn slot_refusal(error: SlotError) -> Response<'static> {
+pub fn slot_refusal(error: SlotError) -> Refusal {
     match error {
-        SlotError::NoSuchSlot { expected, found } => refusal(ErrorCode::NoSuchSlot, expected, found),
-        SlotError::WrongLength { expected, found } => refusal(ErrorCode::OutOfRange, expected, found),
-        SlotError::InUse { slot } => refusal(ErrorCode::SlotActive, 0, slot),
-        SlotError::Empty { slot } => refusal(ErrorCode::EmptySlot, 1, slot),
-        SlotError::Busy { slot } => refusal(ErrorCode::UploadUnderWay, 0, slot),
-        SlotError::NoUpload => refusal(ErrorCode::NoUpload, 1, 0),
-        SlotError::Incomplete { expected, found } => {
-            Response::Error { code: ErrorCode::Incomplete, expected, found }
-        }
-        SlotError::Corrupt { expected, found } => {
-            Response::Error { code: ErrorCode::Corrupt, expected, found }
-        }
-        SlotError::Stale { expected, found } => Response::Error { code: ErrorCode::Stale, expected, found },
-        SlotError::NothingActive => refusal(ErrorCode::NothingActive, 1, 0),
-        SlotError::BadLayout { .. } | SlotError::OtherLayout { .. } => refusal(ErrorCode::NoSlots, 0, 0),
-        SlotError::Flash => refusal(ErrorCode::Flash, 0, 0),
+        SlotError::NoSuchSlot { expected, found } => Refusal::new(ErrorCode::NoSuchSlot, expected, found),
+        SlotError::WrongLength { expected, found } => Refusal::new(ErrorCode::OutOfRange, expected, found),
+        SlotError::InUse { slot } => Refusal::new(ErrorCode::SlotActive, 0, slot),
+        SlotError::Empty { slot } => Refusal::new(ErrorCode::EmptySlot, 1, slot),
+        SlotError::Busy { slot } => Refusal::new(ErrorCode::UploadUnderWay, 0, slot),
+        SlotError::NoUpload => Refusal::new(ErrorCode::NoUpload, 1, 0),
+        SlotError::Incomplete { expected, found } => Refusal { code: ErrorCode::Incomplete, expected, found },
+        SlotError::Corrupt { expected, found } => Refusal { code: ErrorCode::Corrupt, expected, found },
+        SlotError::Stale { expected, found } => Refusal { code: ErrorCode::Stale, expected, found },
+        SlotError::NothingActive => Refusal::new(ErrorCode::NothingActive, 1, 0),
+        SlotError::BadLayout { .. } | SlotError::OtherLayout { .. } => Refusal::new(ErrorCode::NoSlots, 0, 0),
+        SlotError::Flash => Refusal::new(ErrorCode::Flash, 0, 0),
     }
 }

@@ -25,7 +25,7 @@ mod handle;
 mod serve;
 
 use rankpatch_format::base::Base;
-use rankpatch_format::link::{self, CHUNK_ALIGN, Deframer, ErrorCode, Request, Response};
+use rankpatch_format::link::{self, CHUNK_ALIGN, Deframer, ErrorCode, Refusal, Request, Response};
 
 pub use handle::slot_refusal;
 pub use serve::{serve, serve_async};
@@ -217,13 +217,8 @@ impl<const FRAME: usize> Receiver<FRAME> {
     }
 
     fn refuse(&mut self, id: u8, code: ErrorCode, expected: usize, found: usize) {
-        self.answer(id, &refusal(code, expected, found));
+        self.answer(id, &Refusal::new(code, expected, found).into());
     }
-}
-
-/// A refusal with two numbers.
-fn refusal(code: ErrorCode, expected: usize, found: usize) -> Response<'static> {
-    Response::Error { code, expected: expected as u32, found: found as u32 }
 }
 
 #[cfg(test)]

@@ -103,11 +103,13 @@ pub enum ErrorCode {
     UnknownBias,
     /// Biases do not ascend.
     BiasesOutOfOrder,
+    /// The firmware was built without an operator of the base; `found` is its index. The device can only say so.
+    NotBuiltIn,
 }
 
 impl ErrorCode {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 48] = [
         Self::Truncated,
         Self::TrailingBytes,
         Self::BadMagic,
@@ -155,6 +157,7 @@ impl ErrorCode {
         Self::NoSlots,
         Self::UnknownBias,
         Self::BiasesOutOfOrder,
+        Self::NotBuiltIn,
     ];
 
     /// The number: what is sent.
@@ -212,11 +215,36 @@ impl ErrorCode {
             Self::NoSlots => "NoSlots",
             Self::UnknownBias => "UnknownBias",
             Self::BiasesOutOfOrder => "BiasesOutOfOrder",
+            Self::NotBuiltIn => "NotBuiltIn",
         }
     }
 }
 
-impl From<Error> for Response<'_> {
+/// A refusal: what [`Response::Error`] says. A response is twenty times as large, so it is made of this where it is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub code: ErrorCode,
+    /// What was expected, if that is a number.
+    pub expected: u32,
+    /// What was found, if that is a number.
+    pub found: u32,
+}
+
+impl Refusal {
+    /// A refusal with two numbers.
+    pub fn new(code: ErrorCode, expected: usize, found: usize) -> Self {
+        Self { code, expected: expected as u32, found: found as u32 }
+    }
+}
+
+impl From<Refusal> for Response<'_> {
+    fn from(Refusal { code, expected, found }: Refusal) -> Self {
+        Self::Error { code, expected, found }
+    }
+}
+
+impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         use ErrorCode as C;
         let head = |id: BaseId| u32::from_be_bytes(*id.0.first_chunk().unwrap_or(&[0; 4]));
@@ -248,6 +276,6 @@ impl From<Error> for Response<'_> {
             Error::HostOperator { op, .. } => (C::Malformed, 0, op.into()),
             Error::BufferTooSmall { expected, found, .. } => (C::BufferTooSmall, expected, found),
         };
-        Self::Error { code, expected, found }
+        Self { code, expected, found }
     }
 }

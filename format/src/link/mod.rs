@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BaseId, KeyId, ProductId};
 
-pub use error::ErrorCode;
+pub use error::{ErrorCode, Refusal};
 pub use frame::{Deframer, Framed, decode, encode, write_frame};
 
 /// The version of the link. Devices and hosts refuse any other.

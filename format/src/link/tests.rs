@@ -48,7 +48,7 @@ fn messages_come_back_from_their_frames() {
     }
     // A stuffed frame holds no zero but its last byte, and the chunk is the longest message.
     assert!(frame(2, &requests[2]).iter().rev().skip(1).all(|byte| *byte != 0));
-    let refusal = Response::from(Error::RankOutOfRange { site: 3, rank: 0, max: 256 });
+    let refusal = Response::from(Refusal::from(Error::RankOutOfRange { site: 3, rank: 0, max: 256 }));
     assert_eq!(refusal, Response::Error { code: ErrorCode::RankOutOfRange, expected: 256, found: 0 });
 }
 

@@ -228,6 +228,7 @@ impl Refusal {
             C::OtherBytes => "what is stored differs from what was sent",
             C::Busy => "the device is generating a text",
             C::NoSlots => "the slots' partition cannot be mounted",
+            C::NotBuiltIn => "the firmware was built without an operator of the base",
             _ => "unknown reason",
         }
     }
@@ -262,6 +263,9 @@ impl Refusal {
             }
             C::NoFreeSlot => Some("confirm or roll back the trial under way"),
             C::NoBase => Some("write the base image to the device's base partition"),
+            C::NotBuiltIn => {
+                Some("build the firmware with the feature for what the base reads: `text` or `sound`")
+            }
             _ => None,
         }
     }

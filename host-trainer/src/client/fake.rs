@@ -345,23 +345,23 @@ impl Fake {
             Request::Activate { slot, mode, .. } => {
                 let activation = Activation { slot: slot.into(), flag: mode == Mode::Merged };
                 let weight_bytes_copied = if activation.flag { 80 } else { 0 };
-                slots.start_trial(activation).map_err(slot_refusal).map(|()| Response::Activated {
-                    n_patches: 1,
-                    weight_bytes_copied,
-                    ticks: 5,
-                    digest: u64::MAX,
+                slots.start_trial(activation).map_err(|error| slot_refusal(error).into()).map(|()| {
+                    Response::Activated { n_patches: 1, weight_bytes_copied, ticks: 5, digest: u64::MAX }
                 })
             }
             Request::Confirm { slot } if active.is_some_and(|active| active.slot == usize::from(slot)) => {
-                slots.confirm().map_err(slot_refusal).map(|()| status(&slots))
+                slots.confirm().map_err(|error| slot_refusal(error).into()).map(|()| status(&slots))
             }
             Request::Confirm { slot } => {
                 Err(Response::Error { code: ErrorCode::NothingActive, expected: slot.into(), found: 0 })
             }
-            Request::Rollback { slot } => {
-                slots.roll_back(slot.into()).map_err(slot_refusal).map(|_| status(&slots))
+            Request::Rollback { slot } => slots
+                .roll_back(slot.into())
+                .map_err(|error| slot_refusal(error).into())
+                .map(|_| status(&slots)),
+            Request::Detach => {
+                slots.deactivate().map_err(|error| slot_refusal(error).into()).map(|()| Response::Done)
             }
-            Request::Detach => slots.deactivate().map_err(slot_refusal).map(|()| Response::Done),
             Request::Status => Ok(status(&slots)),
             Request::SelfTest if active.is_none() => {
                 Err(Response::Error { code: ErrorCode::NothingActive, expected: 1, found: 0 })

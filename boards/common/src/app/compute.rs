@@ -1,10 +1,10 @@
 //! Running the network: over features, over texts, and token by token.
 
 use rankpatch_format::digest::Digest;
-use rankpatch_format::link::{ErrorCode, MAX_DATA_BYTES, Response};
+use rankpatch_format::link::{ErrorCode, MAX_DATA_BYTES, Refusal, Response};
 use rankpatch_runtime::{Sampler, Span};
 
-use super::{App, Refusal, refuse, send};
+use super::{App, TEXT, refuse, send};
 use crate::{Board, Counter};
 
 /// A text that is being continued, one token per turn of the application.
@@ -156,7 +156,7 @@ impl<B: Board> App<B> {
     /// Generates the next token of the text under way and sends it.
     #[inline(never)]
     pub(super) fn generate_one(&mut self, link: &mut B::Link) {
-        let Some(mut generation) = self.generation.take() else { return };
+        let Some(mut generation) = self.generation.take().filter(|_| TEXT) else { return };
         let Some(tokenizer) = self.base.tokenizer() else { return };
         let mut over = generation.n_tokens >= generation.max_tokens;
         if !over {

@@ -4,12 +4,12 @@
 
 use rankpatch_format::adapter::Adapter;
 use rankpatch_format::header::Header;
-use rankpatch_format::link::{Active, ErrorCode, Mode, Response};
+use rankpatch_format::link::{Active, ErrorCode, Mode, Refusal, Response};
 use rankpatch_runtime::receiver::slot_refusal;
 use rankpatch_runtime::slots::{Activation, FILE_OFFSET};
 use rankpatch_runtime::{Attachment, MergedType, merged_bytes, trust};
 
-use super::{App, Refusal, info, mode_of, refuse};
+use super::{App, info, mode_of, refuse};
 use crate::{Board, Counter, Slots};
 
 /// What the engine runs besides the base.

@@ -11,13 +11,13 @@ mod life;
 
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::link::{
-    self, Active, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, Mode, Request, Response, Status, UNASKED,
-    frame_bytes,
+    self, Active, Deframer, ErrorCode, Framed, MAX_DATA_BYTES, Mode, Refusal, Request, Response, Status,
+    UNASKED, frame_bytes,
 };
 use rankpatch_runtime::receiver::{Policy, Receiver, Step};
 use rankpatch_runtime::slots::{FILE_OFFSET, Slots as Partition};
 use rankpatch_runtime::trust::Identity;
-use rankpatch_runtime::{Engine, MIN_HEAD_OUTPUTS, arena_bytes};
+use rankpatch_runtime::{Engine, Error, MIN_HEAD_OUTPUTS, arena_bytes, check_built_in};
 
 use crate::flash::Mapped;
 use crate::{Board, Counter, Link, Parts, Slots, Stack, tap};
@@ -38,6 +38,9 @@ const READ_BYTES: usize = 64;
 const LOG_BYTES: usize = 64;
 /// Ids that a text can become at most.
 const MAX_TOKENS: usize = MAX_DATA_BYTES + 2;
+
+/// Whether bases that read text are run.
+const TEXT: bool = cfg!(feature = "text");
 
 macro_rules! info {
     ($($argument:tt)*) => {
@@ -88,6 +91,10 @@ fn start<B: Board>(
     stack: B::Stack,
     chunks: (u16, u8),
 ) -> Result<App<B>, (ErrorCode, (u32, u32))> {
+    if let Err(Error::NotBuiltIn { op, .. }) = check_built_in(base) {
+        info!("operator {=u16} of the base is not built in", op);
+        return Err((ErrorCode::NotBuiltIn, (0, op.into())));
+    }
     let arena_len = arena.len();
     let layout = slots.layout();
     let Ok(slots) = Partition::mount(Mapped(slots), layout) else {
@@ -187,11 +194,8 @@ fn send(link: &mut impl Link, id: u8, response: &Response<'_>) {
     let _ = link::write_frame(id, response, |bytes| link.write(bytes));
 }
 
-/// A refusal: becomes [`Response::Error`].
-type Refusal = Response<'static>;
-
 fn refuse(code: ErrorCode, expected: usize, found: usize) -> Refusal {
-    Response::Error { code, expected: expected as u32, found: found as u32 }
+    Refusal::new(code, expected, found)
 }
 
 /// Longest sequence.
@@ -330,6 +334,11 @@ impl<B: Board> App<B> {
             let _ = self.slots.prepare();
         }
         let done = match request {
+            // As of a base that reads no text.
+            Request::Generate { .. } if !TEXT => Err(refuse(ErrorCode::WrongInput, 0, 1)),
+            Request::RunText { .. } | Request::Spans { .. } if !TEXT => {
+                Err(refuse(ErrorCode::WrongInput, 1, 0))
+            }
             Request::Generate { prompt, max_tokens, temperature, seed } => {
                 self.start_generating(id, prompt, max_tokens, temperature, seed)
             }
@@ -350,7 +359,7 @@ impl<B: Board> App<B> {
         };
         if let Err(refusal) = done {
             info!("refused");
-            send(link, id, &refusal);
+            send(link, id, &refusal.into());
         }
     }
 
