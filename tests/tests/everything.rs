@@ -147,7 +147,7 @@ fn cut(file: &[u8], simulator: &Simulator, sites: &[u16]) -> Vec<u8> {
 }
 
 #[test]
-fn a_megabyte_holds_kwt1_with_thirteen_tasks() {
+fn a_megabyte_holds_kwt1_with_twenty_tasks() {
     let simulator = Simulator::new(image("kwt1", Layout::Dsp4x4)).unwrap();
     let network = Network::read(&simulator.base().unwrap());
     let q_and_v = sites(&network, &["attn.q", "attn.v"]);
@@ -158,18 +158,18 @@ fn a_megabyte_holds_kwt1_with_thirteen_tasks() {
         let data = fixture::adapter(&network, &ranks, Some(12), 0.05, seed + 1);
         AdapterData { task: format!("random-{seed}"), ..data }
     };
-    let product = product("kwt1-everything", &simulator, vec![speaker], filler, 13);
+    let product = product("kwt1-everything", &simulator, vec![speaker], filler, 20);
     let (clips, _) = golden_clips();
     let clip = &clips[7];
     product.session(
-        13,
+        20,
         |device| device.run_features(clip, 98).unwrap().values,
         |host| host.outputs(&[Input::Features(clip)]).unwrap().remove(0),
     );
 }
 
 #[test]
-fn a_megabyte_holds_stories_with_twelve_tasks() {
+fn a_megabyte_holds_stories_with_thirteen_tasks() {
     let simulator = Simulator::new(image("stories260k", Layout::Dsp4x4)).unwrap();
     let network = Network::read(&simulator.base().unwrap());
     let ranks: Vec<_> = (0..network.site_names.len() as u16 - 1).map(|site| (site, 8)).collect();
@@ -178,7 +178,7 @@ fn a_megabyte_holds_stories_with_twelve_tasks() {
         AdapterData { task: format!("random-{seed}"), ..data }
     };
     let carried = vec![adapter("names"), adapter("intent")];
-    let product = product("stories260k-everything", &simulator, carried, filler, 12);
+    let product = product("stories260k-everything", &simulator, carried, filler, 13);
     let text = "play the newest song of the week";
     product.session(
         100,
