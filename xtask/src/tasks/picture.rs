@@ -1,5 +1,5 @@
-//! A picture of the table: for each task that is measured as a fraction a bar for the head alone, one for the adapter on the device's
-//! code and one for full fine-tuning.
+//! A picture of the table: for each task a bar for the head alone, one for the adapter on the device's code and one for full fine-tuning. Bars of
+//! fractions are better the longer they are, those of bits, which come below and have a scale of their own, the shorter.
 
 use std::path::Path;
 
@@ -24,7 +24,9 @@ const LEGEND: [(RGBColor, &str); 3] =
 
 /// Writes the picture as SVG.
 pub(super) fn write(path: &Path, rows: &[Row]) -> Result<()> {
-    let rows: Vec<&Row> = rows.iter().filter(|row| !row.is_text()).collect();
+    let (bits, mut rows): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.is_text());
+    let most = bits.iter().flat_map(|row| values(row)).flatten().fold(f64::MIN_POSITIVE, f64::max);
+    rows.extend(bits);
     let height = ROW * rows.len() as i32 + 36;
     let area = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
@@ -40,11 +42,13 @@ pub(super) fn write(path: &Path, rows: &[Row]) -> Result<()> {
     for (index, row) in (0..).zip(rows) {
         let top = 8 + index * ROW;
         write(row.task.clone(), 14, (10, top + 11))?;
-        let adapter = row.over(|run| run.streamed).map(|(mean, _)| mean);
-        let values = [(row.head_only, HEAD), (adapter, ADAPTER), (row.full, FULL)];
-        for (line, (value, color)) in (0..).zip(values) {
+        if row.is_text() {
+            write("bits, fewer are better".to_owned(), 10, (10, top + 27))?;
+        }
+        let whole = if row.is_text() { most } else { 1.0 };
+        for (line, (value, color)) in (0..).zip(values(row).into_iter().zip([HEAD, ADAPTER, FULL])) {
             let Some(value) = value else { continue };
-            let (at, length) = ((BARS.0, top + (BAR + 1) * line), (f64::from(BARS.1) * value) as i32);
+            let (at, length) = ((BARS.0, top + (BAR + 1) * line), (f64::from(BARS.1) * value / whole) as i32);
             bar(at, length, color)?;
             write(number(&row.metric, value), 12, (at.0 + length + 6, at.1))?;
         }
@@ -57,6 +61,11 @@ pub(super) fn write(path: &Path, rows: &[Row]) -> Result<()> {
     area.present().map_err(|error| failed(&error))
 }
 
+/// What the bars of a task say, in their order.
+fn values(row: &Row) -> [Option<f64>; 3] {
+    [row.head_only, row.over(|run| run.streamed).map(|(mean, _)| mean), row.full]
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::table::tests::row;
@@ -67,13 +76,14 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("rankpatch-picture-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("tasks.svg");
-        write(&path, &[row("t", "accuracy", &[0.75]), row("n", "bits_per_character", &[3.0])]).unwrap();
+        let bits = Row { head_only: None, full: Some(2.5), ..row("n", "bits_per_character", &[3.0]) };
+        write(&path, &[bits, row("t", "accuracy", &[0.75])]).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
-        for value in [0.5, 0.75, 0.91] {
+        for value in [0.5, 0.75, 0.91, 2.5 / 3.0, 1.0] {
             let bar = format!("width=\"{}\"", (480.0 * value) as i32);
             assert!(svg.contains(&bar), "{bar}: {svg}");
         }
-        assert!(!svg.contains("3.000"), "what is no fraction has no bar");
+        assert!(svg.find("75.0").unwrap() < svg.find("3.000").unwrap(), "fractions come first");
     }
 }
