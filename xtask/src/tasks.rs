@@ -24,7 +24,7 @@ use crate::demo::{Tool, text};
 
 /// Data that the repository carries: a part of what the tasks want.
 const CARRIED: &str = "tests/data";
-/// What an adapter's learning rate is divided by when every weight learns.
+/// What the learning rate of lora_b is divided by when every weight learns.
 const FULL_RATE_DIVISOR: f64 = 10.0;
 /// What it is multiplied with when a head learns alone: at the adapter's rate it would not be done in as many steps.
 const HEAD_RATE_FACTOR: &str = "10";

@@ -25,6 +25,7 @@ pub(super) struct Task {
     pub(super) hears: bool,
     /// Whether there is anything to train; otherwise the base is the task.
     pub(super) trains: bool,
+    /// Of every lora_b, the larger one with LoRA+.
     pub(super) learning_rate: f64,
 }
 
@@ -46,10 +47,8 @@ impl Task {
             hears: dataset == "recordings",
             // Without sites there is the head of a task with classes, and nothing in a task of texts.
             trains: !no_sites || !matches!(dataset, "document" | "text" | "names" | "stories"),
-            learning_rate: table
-                .get("learning_rate")
-                .and_then(toml::Value::as_float)
-                .unwrap_or(LEARNING_RATE),
+            learning_rate: number(&table, "learning_rate").unwrap_or(LEARNING_RATE)
+                * number(&table, "loraplus_lr_ratio").unwrap_or(1.0),
         })
     }
 
@@ -67,6 +66,11 @@ impl Task {
         }
         Ok(options)
     }
+}
+
+fn number(table: &toml::Table, key: &str) -> Option<f64> {
+    let value = table.get(key)?;
+    value.as_float().or_else(|| Some(value.as_integer()? as f64))
 }
 
 /// The tasks that are asked for and have their data, in the order of their files' names; the others are named.
