@@ -12,6 +12,7 @@ use rankpatch_format::adapter::{Adapter, Biases, Cursor, Head, Pooling};
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::digest::{Digest, XorShift32};
 use rankpatch_format::graph::{HeadShape, Op};
+use rankpatch_format::numbers::Room;
 
 pub use spans::{Span, Spans, Word, Words};
 
@@ -472,7 +473,7 @@ impl<'a> Engine<'a> {
             }
             if let Op::Linear { input, weight, bias } = op {
                 let w = base.matrix(weight);
-                let mut room = &mut *self.arena.numbers;
+                let mut room = Room(self.arena.numbers);
                 let bias = bias.map_or(&[][..], |bias| pass.bias(bias, &mut room));
                 let (merged_w, patch) = if merged {
                     (patches.take(site, &w), None)
@@ -500,7 +501,7 @@ impl<'a> Engine<'a> {
                     linear_wide((words, scales), w.cols, bias, codes, y, &mut scratch);
                 } else {
                     let w = if let Some(Merged::Int8(merged)) = merged_w { merged } else { w };
-                    linear(&w, w.scales.read(&mut room), bias, patch.as_ref(), codes, y, &mut scratch);
+                    linear(&w, room.read(w.scales), bias, patch.as_ref(), codes, y, &mut scratch);
                 }
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
                 let n_heads = usize::from(n_heads);
@@ -522,7 +523,7 @@ impl<'a> Engine<'a> {
                     pass.attention(index, [q, k, v], heads, scratch);
                 }
             } else {
-                pass.elementwise(index, &op, self.arena.numbers);
+                pass.elementwise(index, &op, Room(self.arena.numbers));
             }
         }
         let features = base.value(manifest.features);

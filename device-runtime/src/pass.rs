@@ -7,6 +7,7 @@ use core::ops::Range;
 use rankpatch_format::adapter::Biases;
 use rankpatch_format::base::{Base, ValueInfo};
 use rankpatch_format::graph::{Op, TensorId, ValueId};
+use rankpatch_format::numbers::Room;
 
 use crate::arena::stride;
 use crate::attention::{Exponents, Heads, KeyHead, Scratch, attend_row};
@@ -28,11 +29,11 @@ pub(crate) struct Pass<'p, 'a> {
 
 impl<'a> Pass<'_, 'a> {
     /// A bias, the adapter's or the base's, in place or at the front of `room`.
-    pub(crate) fn bias<'r>(&mut self, id: TensorId, room: &mut &'r mut [f32]) -> &'r [f32]
+    pub(crate) fn bias<'r>(&mut self, id: TensorId, room: &mut Room<'r>) -> &'r [f32]
     where
         'a: 'r,
     {
-        self.biases.of(id).unwrap_or_else(|| self.base.floats(id).read(room))
+        self.biases.of(id).unwrap_or_else(|| room.read(self.base.floats(id)))
     }
 
     fn width(&self, id: ValueId) -> usize {
@@ -181,7 +182,7 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// Operators that are neither linear nor attention. `room` is for numbers that the image has as halves.
-    pub(crate) fn elementwise<'r>(&mut self, index: u16, op: &Op, mut room: &'r mut [f32])
+    pub(crate) fn elementwise<'r>(&mut self, index: u16, op: &Op, mut room: Room<'r>)
     where
         'a: 'r,
     {
@@ -189,13 +190,13 @@ impl<'a> Pass<'_, 'a> {
         let width = base.value(index).width as usize;
         match *op {
             Op::RmsNorm { input, weight, eps } if TEXT => {
-                let weight = base.floats(weight).read(&mut room);
+                let weight = room.read(base.floats(weight));
                 let [x, y] = self.cells([input, index]);
                 ops::rms_norm(x, weight, eps, y);
             }
             Op::LayerNorm { input, weight, bias, eps } => {
                 let bias = self.bias(bias, &mut room);
-                let weight = base.floats(weight).read(&mut room);
+                let weight = room.read(base.floats(weight));
                 let [x, y] = self.cells([input, index]);
                 ops::layer_norm(x, weight, bias, eps, y);
             }
@@ -206,11 +207,11 @@ impl<'a> Pass<'_, 'a> {
             Op::AddPosition { input, table } => {
                 let (table, position) = (base.floats(table), self.position);
                 for (row, t) in self.copied(index, input).chunks_exact_mut(width.max(1)).zip(position..) {
-                    float::add(row, table.part(t * width, width).read(&mut &mut *room));
+                    float::add(row, Room(&mut *room.0).read(table.part(t * width, width)));
                 }
             }
             Op::Scale { input, weight } => {
-                let weight = base.floats(weight).read(&mut room);
+                let weight = room.read(base.floats(weight));
                 for row in self.copied(index, input).chunks_exact_mut(width.max(1)) {
                     float::mul(row, weight);
                 }
@@ -224,7 +225,7 @@ impl<'a> Pass<'_, 'a> {
             Op::PrependToken { input, token } => {
                 let (from, to) = (self.range(input), self.range(index));
                 self.copy(from, to.start + width..to.end);
-                let token = base.floats(token).read(&mut room);
+                let token = room.read(base.floats(token));
                 self.value_mut(index).iter_mut().zip(token).for_each(|(to, from)| *to = *from);
             }
             Op::SelectRow { input, row } => {

@@ -51,28 +51,29 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// Numbers that [`Floats::read`] needs room for.
+    /// Numbers that [`Room::read`] needs room for.
     pub fn halves(&self) -> usize {
         match self {
             Self::F32(_) => 0,
             Self::F16(halves) => halves.len(),
         }
     }
+}
 
-    /// The numbers as f32: where they are, or taken out of the front of `room`, which gets shorter by [`Floats::halves`]. None if
-    /// there is too little.
-    pub fn read<'r>(self, room: &mut &'r mut [f32]) -> &'r [f32]
-    where
-        'a: 'r,
-    {
-        let halves = match self {
-            Self::F32(numbers) => return numbers,
-            Self::F16(halves) => halves,
+/// Memory in which halves are read as f32, from its front on.
+#[derive(Debug)]
+pub struct Room<'r>(pub &'r mut [f32]);
+
+impl<'r> Room<'r> {
+    /// The numbers as f32: where they are, or in the next [`Floats::halves`] places of the room. None if there is too little.
+    pub fn read<'a: 'r>(&mut self, numbers: Floats<'a>) -> &'r [f32] {
+        let halves = match numbers {
+            Floats::F32(numbers) => return numbers,
+            Floats::F16(halves) => halves,
         };
-        let Some((taken, rest)) = core::mem::take(room).split_at_mut_checked(halves.len()) else {
-            return &[];
-        };
-        *room = rest;
+        let room = core::mem::take(&mut self.0);
+        let Some((taken, rest)) = room.split_at_mut_checked(halves.len()) else { return &[] };
+        self.0 = rest;
         taken.iter_mut().zip(halves).for_each(|(number, half)| *number = half.to_f32());
         taken
     }
@@ -95,14 +96,14 @@ mod tests {
         let numbers = [0.5, -3.25, 6.0e-8, 65_504.0].map(|x: f32| f16::from_f32(x).to_f32());
         let halves = numbers.map(f16::from_f32);
         let mut memory = [7.0; 9];
-        let mut room = &mut memory[..];
+        let mut room = Room(&mut memory);
         let (first, second) = (Floats::F16(&halves), Floats::F16(&halves).part(1, 2));
         assert_eq!((first.halves(), second.halves(), Floats::F32(&numbers).halves()), (4, 2, 0));
-        assert_eq!(first.read(&mut room), numbers);
-        assert_eq!(second.read(&mut room), &numbers[1..3]);
-        assert_eq!(Floats::F32(&numbers).read(&mut room), numbers);
-        assert_eq!(room.len(), 3);
-        assert!(first.read(&mut room).is_empty(), "too little room");
+        assert_eq!(room.read(first), numbers);
+        assert_eq!(room.read(second), &numbers[1..3]);
+        assert_eq!(room.read(Floats::F32(&numbers)), numbers);
+        assert_eq!(room.0.len(), 3);
+        assert!(room.read(first).is_empty(), "too little room");
         assert!(first.iter().eq(numbers));
         assert_eq!((first.get(3), first.get(4)), (Some(65_504.0), None));
         assert!(first.part(2, 3).is_empty() && Floats::EMPTY.part(usize::MAX, 1).is_empty());

@@ -65,10 +65,11 @@ fn quantize_matrix(
 ) -> std::result::Result<(Vec<i8>, Vec<f32>), QuantError> {
     let (rows, cols) = (rows as usize, cols as usize);
     let (codes, scales) = quantize_rows(w, rows, cols)?;
-    if halves && scales.iter().all(|scale| *scale >= COARSE) {
-        if let Ok(rounded) = quantize_head(w, rows, cols) {
-            return Ok((rounded.codes, rounded.scales.iter().map(|scale| scale.to_f32()).collect()));
-        }
+    if halves
+        && scales.iter().all(|scale| *scale >= COARSE)
+        && let Ok(rounded) = quantize_head(w, rows, cols)
+    {
+        return Ok((rounded.codes, rounded.scales.iter().map(|scale| scale.to_f32()).collect()));
     }
     Ok((codes, scales))
 }
