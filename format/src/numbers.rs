@@ -60,6 +60,15 @@ impl<'a> Floats<'a> {
     }
 }
 
+/// A half that was checked to be finite as f32: its exponent and fraction at f32's places are 2^112 times too small, subnormal or not. Fewer instructions than telling
+/// the cases apart.
+fn widen(half: f16) -> f32 {
+    const SCALE: f32 = f32::from_bits((112 + 127) << 23);
+    let bits = u32::from(half.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7FFF) << 13) * SCALE;
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+}
+
 /// Memory in which halves are read as f32, from its front on.
 #[derive(Debug)]
 pub struct Room<'r>(pub &'r mut [f32]);
@@ -74,7 +83,7 @@ impl<'r> Room<'r> {
         let room = core::mem::take(&mut self.0);
         let Some((taken, rest)) = room.split_at_mut_checked(halves.len()) else { return &[] };
         self.0 = rest;
-        taken.iter_mut().zip(halves).for_each(|(number, half)| *number = half.to_f32());
+        taken.iter_mut().zip(halves).for_each(|(number, half)| *number = widen(*half));
         taken
     }
 }
@@ -107,6 +116,13 @@ mod tests {
         assert!(first.iter().eq(numbers));
         assert_eq!((first.get(3), first.get(4)), (Some(65_504.0), None));
         assert!(first.part(2, 3).is_empty() && Floats::EMPTY.part(usize::MAX, 1).is_empty());
+    }
+
+    #[test]
+    fn every_finite_half_is_widened_exactly() {
+        for half in (0..=u16::MAX).map(f16::from_bits).filter(|half| half.is_finite()) {
+            assert_eq!(widen(half).to_bits(), half.to_f32().to_bits(), "{half:?}");
+        }
     }
 
     #[test]
