@@ -109,15 +109,15 @@ mod tests {
     fn parts_lie_at_pages_one_behind_the_other() {
         let board = Board::find("qemu-mps2-an386").unwrap();
         let division = Division::new(&board, 1 << 20, [116_348, 695_440, 192_512], 16_384).unwrap();
-        assert_eq!(division.base, Region { origin: 118_784, length: 696_320 });
-        assert_eq!(division.slots, Region { origin: 815_104, length: 192_512 });
+        assert_eq!(division.base, Region { origin: 116_736, length: 696_320 });
+        assert_eq!(division.slots, Region { origin: 813_056, length: 192_512 });
         assert_eq!(
             division.manifest(),
-            "flash = { origin = 0x0, length = 0x1d000 }\n\
-             base = { origin = 0x1d000, length = 0xaa000 }\n\
-             slots = { origin = 0xc7000, length = 0x2f000, slot = 0x4000, page = 0x1000 }\n"
+            "flash = { origin = 0x0, length = 0x1c800 }\n\
+             base = { origin = 0x1c800, length = 0xaa000 }\n\
+             slots = { origin = 0xc6800, length = 0x2f000, slot = 0x4000, page = 0x800 }\n"
         );
-        let error = Division::new(&board, 1 << 20, [116_348, 695_440, 233_473], 16_384).unwrap_err();
-        assert_eq!(error.to_string(), "expected at most 1048576 bytes of flash, found 1052672");
+        let error = Division::new(&board, 1 << 20, [116_348, 695_440, 235_521], 16_384).unwrap_err();
+        assert_eq!(error.to_string(), "expected at most 1048576 bytes of flash, found 1050624");
     }
 }

@@ -106,7 +106,7 @@ fn no_byte_is_lost_at_full_speed_or_behind_a_busy_device() {
 
 #[test]
 fn success_panic_and_fault_end_the_emulator_with_their_own_code() {
-    let endings = [(b'q', 0, "ready"), (b'p', 1, "asked to panic"), (b'f', 1, "hard fault at pc 0x")];
+    let endings = [(b'q', 0, "ready"), (b'p', 1, "smoke.rs:"), (b'f', 1, "hard fault at pc 0x")];
     for (board, (command, code, last)) in BOARDS.into_iter().flat_map(|board| endings.map(|end| (board, end)))
     {
         let (_, qemu) = boot(board, true);

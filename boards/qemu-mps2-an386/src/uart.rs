@@ -22,7 +22,7 @@ const INTERRUPT_RX: u32 = 1 << 1;
 /// 115,200 Bd. The emulator ignores the value as long as it is at least 16.
 const BAUD_DIVISOR: u32 = TICKS_PER_SECOND / 115_200;
 
-/// Bytes that wait while the application computes. A whole upload window fits, so that the sender need not stop.
+/// Bytes that wait while the application computes. Nearly a whole upload window fits, so that the sender hardly stops.
 const QUEUE_BYTES: usize = 8192;
 static QUEUE: ByteRing<QUEUE_BYTES> = ByteRing::new();
 

@@ -39,8 +39,8 @@ pub(super) struct Args {
     /// Bytes per slot, whole pages
     #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
     slot_bytes: usize,
-    /// Bytes per page of the flash
-    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
+    /// Bytes per page of the flash; those of the emulated M4 and M55 if left out
+    #[arg(long, value_name = "BYTES", default_value_t = 2048)]
     page_bytes: usize,
     /// Bytes per word of the flash
     #[arg(long, value_name = "BYTES", default_value_t = 4)]

@@ -35,7 +35,7 @@ const GEOMETRY: Geometry = Geometry {
     slots: 7,
     slot_bytes: 65_536,
     journal_pages: 8,
-    page_bytes: 4096,
+    page_bytes: 2048,
     word_bytes: 4,
     erased: 0xFF,
 };

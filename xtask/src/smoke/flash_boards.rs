@@ -101,8 +101,7 @@ fn flash_keeps_its_rules_and_its_content() {
 #[test]
 fn success_panic_and_fault_end_the_emulator_with_their_own_code() {
     for name in BOARDS {
-        for (command, code, last) in [(b'q', 0, "ready"), (b'p', 1, "asked to panic"), (b'f', 1, " at pc 0x")]
-        {
+        for (command, code, last) in [(b'q', 0, "ready"), (b'p', 1, "smoke.rs:"), (b'f', 1, " at pc 0x")] {
             let (_, qemu) = boot(name, false, None);
             qemu.connect(TIMEOUT).unwrap().write_all(&[command]).unwrap();
             let (status, log) = qemu.wait(TIMEOUT).unwrap();
