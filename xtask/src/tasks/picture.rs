@@ -24,7 +24,9 @@ const LEGEND: [(RGBColor, &str); 3] =
 
 /// Writes the picture as SVG.
 pub(super) fn write(path: &Path, rows: &[Row]) -> Result<()> {
-    let (bits, mut rows): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.is_text());
+    // The base itself has no bar.
+    let drawn = rows.iter().filter(|row| values(row).iter().any(Option::is_some));
+    let (bits, mut rows): (Vec<&Row>, Vec<&Row>) = drawn.partition(|row| row.is_text());
     let most = bits.iter().flat_map(|row| values(row)).flatten().fold(f64::MIN_POSITIVE, f64::max);
     rows.extend(bits);
     let height = ROW * rows.len() as i32 + 36;
