@@ -240,7 +240,7 @@ mod tests {
         check::<280>(1024);
         check::<600>(1024);
         check::<{ link::MAX_FRAME_BYTES }>(1024);
-        check::<2080>(2048);
+        check::<3104>(2048);
         check::<4160>(4096);
     }
 }

@@ -63,7 +63,7 @@ const SLOT_BYTES: usize = 64 * 1024;
 pub(crate) const FILE_BYTES: u32 = SLOT_BYTES as u32 - 64;
 const N_SLOTS: usize = 3;
 const PAGE_BYTES: usize = 4096;
-/// The frame buffer of the receiver: chunks of 4,096 bytes, twice the firmware's.
+/// The frame buffer of the receiver: chunks of 4,096 bytes, more than the firmware's 3,072.
 const FRAME: usize = 4160;
 pub(crate) const CHUNK_BYTES: u32 = 4096;
 pub(crate) const WINDOW: u8 = 4;

@@ -27,8 +27,8 @@ use life::Running;
 
 pub use firmware::{INSECURE, KEYS, PRODUCT, product};
 
-/// Bytes of a frame that boards with memory to spare take: chunks of 2,048 bytes, the pages of many chips.
-pub const LARGE_FRAME: usize = 2080;
+/// Bytes of a frame that boards with memory to spare take: chunks of 3,072 bytes: with a page of 2 KB, no more fits beside the slots in the RAM that a receiver may take.
+pub const LARGE_FRAME: usize = 3104;
 /// Bytes of a frame that every request fits: chunks of 1,120 bytes.
 pub const USUAL_FRAME: usize = frame_bytes(MAX_DATA_BYTES);
 
@@ -50,7 +50,7 @@ macro_rules! info {
 }
 use info;
 
-/// Runs the application for ever, with chunks of 2,048 bytes, four in flight.
+/// Runs the application for ever, with chunks of 3,072 bytes, four in flight.
 ///
 /// With a base partition that holds no valid base it still answers, with [`ErrorCode::NoBase`], so that a host can say
 /// what is wrong.
