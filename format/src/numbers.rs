@@ -75,11 +75,15 @@ pub struct Room<'r>(pub &'r mut [f32]);
 
 impl<'r> Room<'r> {
     /// The numbers as f32: where they are, or in the next [`Floats::halves`] places of the room. None if there is too little.
+    #[inline]
     pub fn read<'a: 'r>(&mut self, numbers: Floats<'a>) -> &'r [f32] {
-        let halves = match numbers {
-            Floats::F32(numbers) => return numbers,
-            Floats::F16(halves) => halves,
-        };
+        match numbers {
+            Floats::F32(numbers) => numbers,
+            Floats::F16(halves) => self.widened(halves),
+        }
+    }
+
+    fn widened(&mut self, halves: &[f16]) -> &'r [f32] {
         let room = core::mem::take(&mut self.0);
         let Some((taken, rest)) = room.split_at_mut_checked(halves.len()) else { return &[] };
         self.0 = rest;
