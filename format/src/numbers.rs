@@ -60,8 +60,8 @@ impl<'a> Floats<'a> {
     }
 }
 
-/// A half that was checked to be finite as f32: its exponent and fraction at f32's places are 2^112 times too small, subnormal or not. Fewer instructions than telling
-/// the cases apart.
+/// A half that was checked to be finite, as f32: its exponent and fraction at f32's places are 2^112 times too small, subnormal or
+/// not. Fewer instructions than telling the cases apart.
 fn widen(half: f16) -> f32 {
     const SCALE: f32 = f32::from_bits((112 + 127) << 23);
     let bits = u32::from(half.to_bits());

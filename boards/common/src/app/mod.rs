@@ -27,7 +27,8 @@ use life::Running;
 
 pub use firmware::{INSECURE, KEYS, PRODUCT, product};
 
-/// Bytes of a frame that boards with memory to spare take: chunks of 3,072 bytes: with a page of 2 KB, no more fits beside the slots in the RAM that a receiver may take.
+/// Bytes of a frame that boards with memory to spare take: chunks of 3,072 bytes. With pages of 2 KB hardly more fits beside the slots in the RAM that a
+/// receiver may take.
 pub const LARGE_FRAME: usize = 3104;
 /// Bytes of a frame that every request fits: chunks of 1,120 bytes.
 pub const USUAL_FRAME: usize = frame_bytes(MAX_DATA_BYTES);
