@@ -315,6 +315,8 @@ impl Op {
             Self::LayerNorm { bias, .. } => Some(bias),
             #[cfg(feature = "alloc")]
             Self::Host(HostOp::Convolution { bias, .. }) => Some(bias),
+            #[cfg(feature = "alloc")]
+            Self::Host(HostOp::AppendTable { bias, .. }) => bias,
             _ => None,
         }
     }

@@ -101,8 +101,6 @@ pub enum Joins {
     All,
     /// Those of sequences of one number of rows, padding included.
     OfOneLength,
-    /// Each runs on its own.
-    None,
 }
 
 /// Values, while a pass runs.
@@ -219,10 +217,7 @@ impl Model {
     /// where a row was selected, and those of a table that was appended to all; 0 if there is no such site.
     pub fn site_rows(&self, site: u16, batch: &Batch) -> usize {
         let op = self.site_of.iter().position(|of| *of == Some(site));
-        op.map_or(0, |op| match self.shapes[op].rows {
-            Rows::Tabled { table } => batch.sequences * batch.rows + table as usize,
-            rows => batch.sequences * rows.count(batch.rows),
-        })
+        op.map_or(0, |op| self.all_rows(op as ValueId, batch))
     }
 
     /// Width of the feature rows that the network reads; 0 if it reads token ids.
@@ -327,7 +322,7 @@ impl Model {
         index: usize,
         head: &TaskHead,
     ) -> Result<Tensor> {
-        let rows = |batch: &&Batch| batch.sequences * self.rows(self.features, batch);
+        let rows = |batch: &&Batch| self.all_rows(self.features, batch);
         let first = batches[..index].iter().map(rows).sum();
         let own = ops::slice_rows(features, first, rows(&batches[index]))?;
         self.apply_head(&own, batches[index], head)
@@ -336,10 +331,7 @@ impl Model {
     /// Which batches [`Model::forward_many`] takes together.
     pub fn joins(&self) -> Joins {
         let any = |found: fn(&Op) -> bool| self.ops.iter().any(found);
-        if any(|op| matches!(op, Op::Host(_))) {
-            // A table of relative positions is patched too, and has the factors of one task.
-            Joins::None
-        } else if any(|op| matches!(op, Op::PrependToken { .. } | Op::MeanPool { .. })) {
+        if any(|op| matches!(op, Op::PrependToken { .. } | Op::MeanPool { .. })) {
             Joins::OfOneLength
         } else {
             Joins::All
@@ -349,10 +341,6 @@ impl Model {
     fn value(&self, target: ValueId, batches: &[&Batch], factors: Patches<'_>) -> Result<Tensor> {
         for batch in batches {
             self.check(batch)?;
-        }
-        if batches.len() != 1 && self.joins() == Joins::None {
-            let (expected, found) = ("1 (the network has tables)".into(), batches.len().to_string());
-            return Err(Error::Batch { what: "batches that run together", expected, found });
         }
         if let Some(found) = factors.sites().find(|site| usize::from(*site) >= self.sites.len()) {
             return Err(Error::UnknownSite { found, n_sites: self.sites.len() });
@@ -431,7 +419,7 @@ impl Model {
                 match self.site_of[index] {
                     None => ops::linear(x, w, bias)?,
                     Some(site) => {
-                        let rows = batches.iter().map(|batch| batch.sequences * self.rows(input, batch));
+                        let rows = batches.iter().map(|batch| self.all_rows(input, batch));
                         factors.linear(site, x, w, bias, rows)?
                     }
                 }
@@ -621,6 +609,14 @@ impl Model {
     /// Rows of one sequence of a value, padding included.
     fn rows(&self, value: ValueId, batch: &Batch) -> usize {
         self.shapes[usize::from(value)].rows.count(batch.rows)
+    }
+
+    /// Rows of a batch in a value: those of its sequences, and behind them those of a table, if there is one.
+    fn all_rows(&self, value: ValueId, batch: &Batch) -> usize {
+        match self.shapes[usize::from(value)].rows {
+            Rows::Tabled { table } => batch.sequences * batch.rows + table as usize,
+            rows => batch.sequences * rows.count(batch.rows),
+        }
     }
 
     /// Rows of each sequence of a value that count.

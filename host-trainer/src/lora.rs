@@ -217,31 +217,17 @@ impl LoraConfig {
 
     /// The tensors of `network` that are trained as biases, in ascending order; `sites` and `read` are those of
     /// [`LoraConfig::bind`].
-    ///
-    /// # Errors
-    /// [`TrainError::BadValue`] for all biases of a network of which some are no longer there: the importer adds that of the
-    /// norm of relative positions to their table.
-    pub fn biases(
-        &self,
-        network: &Network,
-        sites: &[BoundSite],
-        read: ValueId,
-    ) -> Result<Vec<TensorId>, TrainError> {
+    pub fn biases(&self, network: &Network, sites: &[BoundSite], read: ValueId) -> Vec<TensorId> {
         let reached = ancestors(&network.ops, read);
         let found: BTreeSet<TensorId> = match self.bias {
             Bias::None => BTreeSet::new(),
             Bias::LoraOnly => site_biases(network, sites.iter().map(|site| site.index)),
-            Bias::All if network.ops.iter().any(|op| matches!(op, Op::Host(_))) => {
-                let expected =
-                    "\"none\" or \"lora_only\" (this base has biases in a table of positions)".into();
-                return Err(TrainError::BadValue { key: "bias", expected, found: "\"all\"".into() });
-            }
             Bias::All => {
                 let read = network.ops.iter().zip(reached).filter(|(_, reached)| *reached);
                 read.filter_map(|(op, _)| op.bias()).collect()
             }
         };
-        Ok(found.into_iter().collect())
+        found.into_iter().collect()
     }
 }
 

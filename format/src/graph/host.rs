@@ -11,13 +11,15 @@ use crate::{Result, What};
 /// One operator of [`Op::Host`]. Formulas use x for the input, y for the output, t for a row.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub enum HostOp {
-    /// y = the rows of x, then those of a table `[n, width]`. In a batch the table comes once, behind all sequences: a site
-    /// that reads y projects tokens and table with one weight and one pair of factors.
+    /// y = the rows of x, then those of a table `[n, width]`, each plus b. In a batch the table comes once, behind all
+    /// sequences: a site that reads y projects tokens and table with one weight and one pair of factors.
     AppendTable {
         /// x.
         input: ValueId,
         /// The table, f32.
         table: TensorId,
+        /// b `[width]`: the bias of the norm that the table has gone through.
+        bias: Option<TensorId>,
     },
     /// DeBERTa's disentangled attention, in both directions, per head: y = softmax(scale s) v with
     /// s\[i, j\] = q\[i\] k\[j\] + q\[i\] K\[b(i - j)\] + k\[j\] Q\[b(i - j)\].
@@ -84,10 +86,16 @@ impl HostOp {
         let mismatch = |what, expected, found| super::mismatch(index, what, expected, found);
         let tokens = Rows::Tokens { extra: 0 };
         match *self {
-            Self::AppendTable { input, table } => {
+            Self::AppendTable { input, table, bias } => {
                 let (x, t) = (value(input)?, tensor(table)?);
                 if t.quantized || t.cols != x.width {
                     return mismatch(What::PositionTableWidth, x.width, t.cols);
+                }
+                if let Some(bias) = bias {
+                    let b = tensor(bias)?;
+                    if b.quantized || b.rows != 1 || b.cols != x.width {
+                        return mismatch(What::VectorLength, x.width, b.cols);
+                    }
                 }
                 if x.rows != tokens {
                     return mismatch(What::TokenRows, 0, 1);

@@ -13,7 +13,7 @@ use crate::Result;
 /// features and the tables of a front end are constants.
 pub(crate) fn tensors(op: &mut Op) -> Vec<(&mut TensorId, bool)> {
     match op {
-        Op::Linear { weight, bias, .. } => {
+        Op::Linear { weight, bias, .. } | Op::Host(HostOp::AppendTable { table: weight, bias, .. }) => {
             [weight].into_iter().chain(bias.as_mut()).map(|id| (id, true)).collect()
         }
         Op::LayerNorm { weight, bias, .. } | Op::Host(HostOp::Convolution { weight, bias, .. }) => {
@@ -22,8 +22,7 @@ pub(crate) fn tensors(op: &mut Op) -> Vec<(&mut TensorId, bool)> {
         Op::Embedding { table: weight }
         | Op::RmsNorm { weight, .. }
         | Op::AddPosition { table: weight, .. }
-        | Op::PrependToken { token: weight, .. }
-        | Op::Host(HostOp::AppendTable { table: weight, .. }) => vec![(weight, true)],
+        | Op::PrependToken { token: weight, .. } => vec![(weight, true)],
         Op::Rope { inv_freq: constant, .. } | Op::Scale { weight: constant, .. } => vec![(constant, false)],
         Op::Mfcc { window, bands, mel, dct, .. } => {
             [window, bands, mel, dct].into_iter().map(|id| (id, false)).collect()

@@ -13,9 +13,9 @@ use candle_core::{CpuStorage, Device, Layout, Shape, Storage, Tensor};
 
 use adopt::Adopt;
 pub(super) use sink::Sink;
-#[cfg(test)]
-pub(super) use walk::differentiate;
 pub use walk::value_and_grad;
+#[cfg(test)]
+pub(super) use walk::{device_gradients, differentiate};
 
 mod adopt;
 mod sink;

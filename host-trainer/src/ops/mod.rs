@@ -22,7 +22,8 @@
 //! | [`add_bias`] | `(x, bias)` | x, bias |
 //! | [`add_positions`] | `(x, table, seq)` | x, table |
 //! | [`prepend_token`] | `(x, token, seq)` | x, token |
-//! | [`append_table`] | `(x, table)` | x, table |
+//! | [`append_table`] | `(x, table, batches)` | x, table |
+//! | [`concat_rows`] | `(parts)` | each part |
 //! | [`neighbours`] | `(x, seq, lengths: &[usize], reach)` | x |
 //! | [`select_rows`] | `(x, rows: &[u32])` | x |
 //! | [`slice_rows`] | `(x, start, count)` | x |
@@ -86,6 +87,6 @@ pub use neighbours::{neighbours, neighbours_composed};
 pub use norm::{layer_norm, layer_norm_composed, rms_norm, rms_norm_composed};
 pub use rope::{RopeTable, rope, rope_composed};
 pub use rows::{
-    add_positions, append_table, embedding, mean_pool, mean_pool_composed, prepend_token, select_rows,
-    slice_rows,
+    add_positions, append_table, concat_rows, embedding, mean_pool, mean_pool_composed, prepend_token,
+    select_rows, slice_rows,
 };

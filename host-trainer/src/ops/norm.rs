@@ -182,7 +182,10 @@ impl Backward for Norm {
         grad: &Tensor,
         wanted: &[bool],
     ) -> candle_core::Result<Vec<Option<Tensor>>> {
-        let (x, weight) = (&inputs[0], &inputs[1]);
+        // With a frozen weight it has a kernel there.
+        let [x, weight, ..] = inputs else {
+            return Err(candle_core::Error::BackwardNotSupported { op: self.op });
+        };
         let x = if self.centered { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
         let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(self.eps))?.sqrt()?.recip()?;
         let n = x.broadcast_mul(&scale)?;

@@ -95,27 +95,74 @@ pub fn prepend_token(x: &Tensor, token: &Tensor, seq: usize) -> Result<Tensor> {
     Ok(node(&[&x, &token], Output::Host(y), shape, || PrependToken { seq, width })?)
 }
 
-/// The rows of `x`, then those of `table`.
+/// The rows of each batch, each batch followed by those of `table`.
 ///
-/// `x` [rows, width], `table` [n, width]; gives [rows + n, width].
+/// `x` [sum of `batches`, width] has the rows of so many batches, `table` [n, width]; gives [sum + batches.len() * n, width].
 ///
 /// # Errors
-/// If a shape or type does not fit.
-pub fn append_table(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+/// If a shape or type does not fit, or the batches do not have all rows.
+pub fn append_table(x: &Tensor, table: &Tensor, batches: &[usize]) -> Result<Tensor> {
     let op = "append_table";
     let (rows, width) = check::matrix(op, "x", x)?;
     let (n, _) = check::matrix(op, "the table", table)?;
     check::shape(op, "the table", table, &[n, width])?;
+    let sum: usize = batches.iter().sum();
+    check::value(op, "the rows of the batches", sum == rows, || rows.to_string(), sum)?;
     if !x.device().is_cpu() {
-        return Ok(Tensor::cat(&[x, table], 0)?);
+        let mut parts = Vec::with_capacity(2 * batches.len());
+        let mut first = 0;
+        for &rows in batches {
+            parts.extend([x.narrow(0, first, rows)?, table.clone()]);
+            first += rows;
+        }
+        return Ok(Tensor::cat(&parts, 0)?);
     }
     let (x, table) = (x.contiguous()?, table.contiguous()?);
-    let mut y = Vec::with_capacity((rows + n) * width);
+    let shape = (rows + batches.len() * n, width);
+    let mut y = Vec::with_capacity(shape.0 * width);
     with_host(&[table.detach()], &x.detach(), |table, x| {
-        y.extend_from_slice(x);
-        y.extend_from_slice(table[0]);
+        let mut rest = x;
+        for rows in batches {
+            let (own, after) = rest.split_at(rows * width);
+            y.extend_from_slice(own);
+            y.extend_from_slice(table[0]);
+            rest = after;
+        }
     })?;
-    Ok(node(&[&x, &table], Output::Host(y), (rows + n, width), || AppendTable)?)
+    let lengths = batches.iter().map(|rows| rows * width).collect();
+    Ok(node(&[&x, &table], Output::Host(y), shape, || AppendTable { lengths })?)
+}
+
+/// The rows of all parts, one part behind the other; [`slice_rows`] is the way back.
+///
+/// A part is [rows, width], at least one; gives [sum of their rows, width].
+///
+/// # Errors
+/// If a shape or type does not fit.
+pub fn concat_rows(parts: &[Tensor]) -> Result<Tensor> {
+    let op = "concat_rows";
+    check::value(op, "the number of parts", !parts.is_empty(), || "at least 1".into(), parts.len())?;
+    let (_, width) = check::matrix(op, "a part", &parts[0])?;
+    let mut rows = 0;
+    for part in parts {
+        let (own, _) = check::matrix(op, "a part", part)?;
+        check::shape(op, "a part", part, &[own, width])?;
+        rows += own;
+    }
+    if !parts[0].device().is_cpu() {
+        return Ok(Tensor::cat(parts, 0)?);
+    }
+    if parts.len() > 2 {
+        // A node has few inputs: halves, and halves of those.
+        let (first, second) = parts.split_at(parts.len() / 2);
+        return concat_rows(&[concat_rows(first)?, concat_rows(second)?]);
+    }
+    let parts: Vec<Tensor> = parts.iter().map(Tensor::contiguous).collect::<candle_core::Result<_>>()?;
+    let mut y = Vec::with_capacity(rows * width);
+    for part in &parts {
+        with_values(part, |part| y.extend_from_slice(part))?;
+    }
+    Ok(node(&parts.iter().collect::<Vec<_>>(), Output::Host(y), (rows, width), || ConcatRows)?)
 }
 
 /// `y[i] = x[rows[i]]`; a row may be picked more than once.
@@ -252,9 +299,9 @@ impl Backward for AddPositions {
         &self,
         inputs: &[Tensor],
         grad: &Tensor,
-        _: &[bool],
+        wanted: &[bool],
     ) -> candle_core::Result<Vec<Option<Tensor>>> {
-        let mut grads = vec![Some(grad.clone())];
+        let mut grads = vec![wanted[0].then(|| grad.clone())];
         if let Some(table) = inputs.get(1) {
             let &Self { seq, width } = self;
             let own = grad.reshape((grad.elem_count() / (seq * width), seq, width))?.sum(0)?;
@@ -317,7 +364,10 @@ impl Backward for PrependToken {
     }
 }
 
-struct AppendTable;
+struct AppendTable {
+    /// Values of each batch.
+    lengths: Vec<usize>,
+}
 
 impl Backward for AppendTable {
     fn name(&self) -> &'static str {
@@ -325,16 +375,52 @@ impl Backward for AppendTable {
     }
 
     fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
-        let len = args.inputs[0].len();
-        let (x, table) = args.grad.split_at(len);
-        for (sink, dy) in sinks.iter_mut().zip([x, table]) {
-            sink.write(dy.len(), |dx, accumulate| {
-                if accumulate {
-                    parallel::add_assign(dx, dy);
-                } else {
-                    dx.copy_from_slice(dy);
-                }
-            });
+        let &[x, table] = args.inputs else { unreachable!("it has two inputs") };
+        let mut rest = &*args.grad;
+        let mut take = |len: usize| {
+            let (own, after) = rest.split_at(len);
+            rest = after;
+            own
+        };
+        let pieces: Vec<(&[f32], &[f32])> =
+            self.lengths.iter().map(|len| (take(*len), take(table.len()))).collect();
+        let [dx, dtable] = sinks else { unreachable!("it has two inputs") };
+        dx.write(x.len(), |dx, accumulate| {
+            let dx = parallel::cut(dx, self.lengths.iter().copied());
+            for (dx, (dy, _)) in dx.into_iter().zip(&pieces) {
+                write(dx, dy, accumulate);
+            }
+        });
+        dtable.write(table.len(), |dtable, accumulate| {
+            for (batch, (_, dy)) in pieces.iter().enumerate() {
+                write(dtable, dy, accumulate || batch > 0);
+            }
+        });
+    }
+}
+
+/// `dx = dy`, or `dx += dy`.
+fn write(dx: &mut [f32], dy: &[f32], accumulate: bool) {
+    if accumulate {
+        parallel::add_assign(dx, dy);
+    } else {
+        dx.copy_from_slice(dy);
+    }
+}
+
+struct ConcatRows;
+
+impl Backward for ConcatRows {
+    fn name(&self) -> &'static str {
+        "concat_rows"
+    }
+
+    fn host(&self, args: &mut HostArgs<'_>, sinks: &mut [Sink<'_>]) {
+        let mut first = 0;
+        for (sink, x) in sinks.iter_mut().zip(args.inputs) {
+            let dy = &args.grad[first..][..x.len()];
+            sink.write(x.len(), |dx, accumulate| write(dx, dy, accumulate));
+            first += x.len();
         }
     }
 }

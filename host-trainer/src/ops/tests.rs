@@ -3,7 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
-use super::graph::differentiate;
+use super::graph::{device_gradients, differentiate};
 use super::*;
 use crate::devices::{device, on_each_device};
 use crate::rng::Rng;
@@ -103,7 +103,34 @@ fn check_operator(
         assert_close(&what, own.grads.get(input).unwrap(), expected, TOLERANCE);
         check_differences(&what, inputs, i, expected, &fused);
     }
+    check_device_gradients(name, inputs, &fused, &oracle_grads);
     check_threads(name, inputs, &fused);
+}
+
+/// Checks the backward for GPUs, where it is made of candle's operators, on the device of the test.
+fn check_device_gradients(
+    name: &str,
+    inputs: &[Tensor],
+    fused: &impl Fn(&[Tensor]) -> Result<Tensor>,
+    expected: &GradStore,
+) {
+    let dims = fused(inputs).unwrap().dims().to_vec();
+    let grad = (random("loss", &dims) / dims[0] as f64).unwrap();
+    let forward = || fused(inputs).map_err(candle_core::Error::wrap);
+    let grads = match device_gradients(forward, grad) {
+        Ok(grads) => grads,
+        // It has a kernel there, and this is the node of the CPU.
+        Err(candle_core::Error::BackwardNotSupported { .. }) => return,
+        Err(error) => panic!("{name}: {error}"),
+    };
+    for (i, input) in inputs.iter().enumerate() {
+        let found = grads.get(input);
+        assert_eq!(found.is_some(), input.is_variable(), "{name}: gradient of input {i} on a device");
+        if let Some(found) = found {
+            let what = format!("{name}: gradient of input {i} on a device");
+            assert_close(&what, found, expected.get(input).unwrap(), TOLERANCE);
+        }
+    }
 }
 
 /// Central differences at a few random places, with a step that balances curvature against rounding.

@@ -42,7 +42,6 @@ impl Member<'_> {
         let together = match model.joins() {
             Joins::All => true,
             Joins::OfOneLength => rows(self) == rows(other),
-            Joins::None => false,
         };
         // Biases are added to all rows of a pass.
         let plain = |member: &Self| member.learner.biases().is_empty();

@@ -25,7 +25,7 @@ fn network() -> Network {
     let ops = vec![
         Op::Features { width: 6 },
         Op::Host(HostOp::Convolution { input: 0, weight: 0, bias: 3, reach: 1 }),
-        Op::Host(HostOp::AppendTable { input: 1, table: 1 }),
+        Op::Host(HostOp::AppendTable { input: 1, table: 1, bias: Some(3) }),
         linear(2),
         linear(2),
         linear(1),
@@ -98,6 +98,12 @@ fn every_field_is_part_of_the_identity() {
         });
         assert_ne!(network.id(), plain);
     }
+    let mut network = network();
+    set(&mut network, 2, |op| {
+        let HostOp::AppendTable { bias, .. } = op else { panic!() };
+        *bias = None;
+    });
+    assert_ne!(network.id(), plain);
 }
 
 #[test]
@@ -112,6 +118,14 @@ fn shapes_that_do_not_fit() {
     refused(error(|n| n.tensors[1] = table(4, 5)), What::PositionTableWidth, 6, 5);
     refused(error(|n| n.tensors[1] = table(3, 6)), What::PositionTableRows, 4, 3);
     refused(error(|n| n.tensors[3] = table(1, 5)), What::VectorLength, 6, 5);
+    let bias = |n: &mut Network| {
+        set(n, 2, |op| {
+            let HostOp::AppendTable { bias, .. } = op else { panic!() };
+            *bias = Some(4);
+        });
+        n.tensors.push(table(1, 7));
+    };
+    refused(error(bias), What::VectorLength, 6, 7);
     let reach = |n: &mut Network| {
         set(n, 1, |op| {
             let HostOp::Convolution { reach, .. } = op else { panic!() };

@@ -128,12 +128,12 @@ impl Positions {
 fn encoder(parts: &mut Parts, sizes: &Sizes) -> Result<ValueId> {
     let &Sizes { dim, n_heads, hidden_dim, n_layers, eps, ref positions, .. } = sizes;
     let embedded = embeddings(parts, sizes)?;
-    let table = position_table(parts, sizes)?;
+    let (table, bias) = position_table(parts, sizes)?;
     let scale = positions.scale(dim / n_heads);
     let mut x = embedded;
     for layer in 0..n_layers {
         let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-        let tabled = parts.net.op(Op::Host(HostOp::AppendTable { input: x, table }));
+        let tabled = parts.net.op(Op::Host(HostOp::AppendTable { input: x, table, bias }));
         let with = |table: bool| if table { tabled } else { x };
         let queries = with(positions.position_to_content);
         let keys = with(positions.content_to_position);
@@ -202,20 +202,21 @@ fn embeddings(parts: &mut Parts, sizes: &Sizes) -> Result<ValueId> {
     parts.layer_norm("embeddings.LayerNorm", x, dim, eps)
 }
 
-/// The table of relative positions, normalized if the options say so.
-fn position_table(parts: &mut Parts, sizes: &Sizes) -> Result<TensorId> {
+/// The table of relative positions, normalized if the options say so, and the bias of that norm, which may be trained.
+fn position_table(parts: &mut Parts, sizes: &Sizes) -> Result<(TensorId, Option<TensorId>)> {
     const TABLE: &str = "encoder.rel_embeddings.weight";
     let &Sizes { dim, eps, ref positions, .. } = sizes;
     let rows = positions.table_rows();
     let mut table = parts.take(TABLE, &[rows, dim])?;
+    let mut bias = None;
     if words(parts, "norm_rel_ebd", &["none", "layer_norm"])?.iter().any(|word| word == "layer_norm") {
         let weight = parts.take("encoder.LayerNorm.weight", &[dim])?;
-        let bias = parts.take("encoder.LayerNorm.bias", &[dim])?;
+        bias = Some(parts.vector("encoder.LayerNorm.bias", dim)?);
         for row in table.chunks_exact_mut(dim) {
-            normalize(row, &weight, &bias, eps);
+            normalize(row, &weight, eps);
         }
     }
-    Ok(parts.net.floats(parts.site_name(TABLE), rows, table))
+    Ok((parts.net.floats(parts.site_name(TABLE), rows, table), bias))
 }
 
 /// The convolution over the embeddings and its activation, if there is one.
@@ -267,13 +268,13 @@ fn words(parts: &Parts, key: &str, known: &[&str]) -> Result<Vec<String>> {
     words.ok_or_else(|| parts.config.refuse(key, expected()))
 }
 
-/// y = (x - mean) / sqrt(variance + eps) * weight + bias.
-fn normalize(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f64) {
+/// y = (x - mean) / sqrt(variance + eps) * weight.
+fn normalize(row: &mut [f32], weight: &[f32], eps: f64) {
     let len = row.len() as f64;
     let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / len;
     let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / len;
     let factor = 1.0 / (variance + eps).sqrt();
-    for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
-        *x = ((f64::from(*x) - mean) * factor * f64::from(*weight) + f64::from(*bias)) as f32;
+    for (x, weight) in row.iter_mut().zip(weight) {
+        *x = ((f64::from(*x) - mean) * factor * f64::from(*weight)) as f32;
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use rankpatch_format::graph::{Op, TensorId, ValueId};
+use rankpatch_format::graph::{HostOp, Op, TensorId, ValueId};
 use rankpatch_format::write::Network;
 
 /// The modules that are cut into sites, by the end of their names, and the names of the parts.
@@ -121,7 +121,7 @@ pub(crate) struct ModuleBias {
     pub(crate) parts: Vec<(TensorId, Part)>,
 }
 
-/// The biases of the linear layers and the LayerNorms of a network.
+/// The biases of a network: those of linear layers, LayerNorms, convolutions and the norm of a table of positions.
 pub(crate) fn biases(network: &Network) -> Vec<ModuleBias> {
     let linear: Vec<&Op> = network.ops.iter().filter(|op| matches!(op, Op::Linear { .. })).collect();
     let of_sites = modules(network).into_iter().filter_map(|module| {
@@ -132,34 +132,54 @@ pub(crate) fn biases(network: &Network) -> Vec<ModuleBias> {
     });
     let mut norms = 0;
     let (mut before, mut sites) = (None, network.site_names.iter().map(String::as_str).peekable());
+    let mut convolution = None;
     let mut all: Vec<ModuleBias> = of_sites.collect();
     for op in &network.ops {
-        match *op {
-            Op::Linear { .. } => before = sites.next(),
-            Op::LayerNorm { bias, .. } => {
-                let module = norm(before, sites.peek().copied(), norms);
-                norms += 1;
-                let rows = network.tensors.get(usize::from(bias)).map_or(0, |tensor| tensor.shape().cols);
-                let rows = rows as usize;
-                let whole = Part { site: 0, name: module.clone(), first_row: 0, rows, order: Vec::new() };
-                all.push(ModuleBias { module, len: rows, parts: vec![(bias, whole)] });
+        let body = before.or(sites.peek().copied()).and_then(|site| site.split_once('.'));
+        let body = body.map_or("", |(body, _)| body);
+        let (module, bias) = match *op {
+            Op::Linear { .. } => {
+                before = sites.next();
+                continue;
             }
-            _ => {}
+            Op::LayerNorm { bias, .. } => {
+                norms += 1;
+                let convolved = convolution.take().map(|module| format!("{module}.LayerNorm"));
+                let norm = || norm(body, before, sites.peek().copied(), norms - 1);
+                (convolved.unwrap_or_else(norm), bias)
+            }
+            Op::Host(HostOp::Convolution { bias, .. }) => {
+                let module = format!("{body}.encoder.conv");
+                let convolving = format!("{module}.conv");
+                convolution = Some(module);
+                (convolving, bias)
+            }
+            Op::Host(HostOp::AppendTable { bias: Some(bias), .. }) => {
+                (format!("{body}.encoder.LayerNorm"), bias)
+            }
+            _ => continue,
+        };
+        // Every layer appends the same table.
+        if all.iter().any(|known| known.module == module) {
+            continue;
         }
+        let rows = network.tensors.get(usize::from(bias)).map_or(0, |tensor| tensor.shape().cols);
+        let rows = rows as usize;
+        let whole = Part { site: 0, name: module.clone(), first_row: 0, rows, order: Vec::new() };
+        all.push(ModuleBias { module, len: rows, parts: vec![(bias, whole)] });
     }
     all
 }
 
 /// The module of a LayerNorm, told by the sites before and behind it; a number in a network of another origin.
-fn norm(before: Option<&str>, behind: Option<&str>, number: usize) -> String {
-    let body = before.or(behind).and_then(|site| site.split_once('.')).map_or("", |(body, _)| body);
+fn norm(body: &str, before: Option<&str>, behind: Option<&str>, number: usize) -> String {
     match body {
         "transformer" => {
             let in_layer = |end: &str, norm: &str| Some(format!("{}{norm}", behind?.strip_suffix(end)?));
             let first = in_layer("attn.c_attn.q", "ln_1").or_else(|| in_layer("mlp.c_fc", "ln_2"));
             first.unwrap_or_else(|| "transformer.ln_f".into())
         }
-        "bert" | "roberta" => match before.and_then(|site| site.strip_suffix(".dense")) {
+        "bert" | "roberta" | "deberta" => match before.and_then(|site| site.strip_suffix(".dense")) {
             Some(output) => format!("{output}.LayerNorm"),
             None => format!("{body}.embeddings.LayerNorm"),
         },

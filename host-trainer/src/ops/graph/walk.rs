@@ -58,7 +58,7 @@ pub(in crate::ops) fn differentiate<E: From<candle_core::Error>>(
         if on_host {
             Pool::with_kept(|pool| walk(root, records, pool))?
         } else {
-            walk_on_device(root, &loss, records)?
+            walk_on_device(root, loss.ones_like()?, records)?
         }
     } else {
         drop(records);
@@ -146,9 +146,20 @@ fn walk(root: TensorId, mut records: Vec<Record>, pool: &Pool) -> candle_core::R
     Ok(grads)
 }
 
+/// The gradients that the operators of `forward` give on a GPU, from that of its result, whatever device it is on: where they are made of
+/// candle's operators, a CPU has these too.
+#[cfg(test)]
+pub(in crate::ops) fn device_gradients(
+    forward: impl FnOnce() -> candle_core::Result<Tensor>,
+    grad: Tensor,
+) -> candle_core::Result<GradStore> {
+    let (result, records) = record(forward);
+    walk_on_device(result?.id(), grad, records)
+}
+
 /// [`walk`] for a loss on a GPU: gradients are tensors there, and an operator gives new ones.
-fn walk_on_device(root: TensorId, loss: &Tensor, mut records: Vec<Record>) -> candle_core::Result<GradStore> {
-    let mut pending: HashMap<TensorId, Tensor> = HashMap::from([(root, loss.ones_like()?)]);
+fn walk_on_device(root: TensorId, grad: Tensor, mut records: Vec<Record>) -> candle_core::Result<GradStore> {
+    let mut pending: HashMap<TensorId, Tensor> = HashMap::from([(root, grad)]);
     let mut leaves: Vec<Tensor> = Vec::new();
     while let Some(Record { inputs, output, op }) = records.pop() {
         let Some(grad) = pending.remove(&output.id()) else { continue };

@@ -134,9 +134,19 @@ fn appended_tables() {
     for table in [random("table", &[4, 5]), variable("table", &[4, 5])] {
         check_operator(
             "append_table",
-            &[variable("x", &[6, 5]), table],
-            |t| append_table(&t[0], &t[1]),
+            &[variable("x", &[6, 5]), table.clone()],
+            |t| append_table(&t[0], &t[1], &[6]),
             |t| Ok(Tensor::cat(&[&t[0], &t[1]], 0)?),
+        );
+        // Behind each of three batches.
+        check_operator(
+            "append_table to batches",
+            &[variable("x", &[6, 5]), table],
+            |t| append_table(&t[0], &t[1], &[1, 3, 2]),
+            |t| {
+                let [a, b, c] = [(0, 1), (1, 3), (4, 2)].map(|(first, rows)| t[0].narrow(0, first, rows));
+                Ok(Tensor::cat(&[&a?, &t[1], &b?, &t[1], &c?, &t[1]], 0)?)
+            },
         );
     }
     // Two readers: the second adds to the gradient of the first.
@@ -144,9 +154,27 @@ fn appended_tables() {
     check_operator(
         "append_table",
         &[x],
-        |t| add(&append_table(&t[0], &table)?, &append_table(&t[0], &table)?),
+        |t| add(&append_table(&t[0], &table, &[6])?, &append_table(&t[0], &table, &[6])?),
         |t| Ok((Tensor::cat(&[&t[0], &table], 0)? * 2.0)?),
     );
+    let x = random("x", &[6, 5]);
+    let error = append_table(&x, &table, &[1, 4]).unwrap_err().to_string();
+    assert_eq!(error, "append_table: the rows of the batches is 5, expected 6");
+}
+
+#[test]
+fn rows_of_parts_behind_one_another() {
+    let parts = [variable("a", &[2, 5]), variable("b", &[1, 5]), random("c", &[3, 5])];
+    check_operator("concat_rows", &parts, |t| concat_rows(&t[..3]), |t| Ok(Tensor::cat(&t[..3], 0)?));
+    // A part that comes twice, and one that another operator reads too.
+    check_operator(
+        "concat_rows",
+        &[variable("a", &[2, 5]), variable("b", &[4, 5])],
+        |t| add(&concat_rows(&[t[0].clone(), t[0].clone()])?, &t[1]),
+        |t| Ok((Tensor::cat(&[&t[0], &t[0]], 0)? + &t[1])?),
+    );
+    let wide = random("wide", &[2, 6]);
+    assert!(concat_rows(&[random("a", &[2, 5]), wide]).is_err() && concat_rows(&[]).is_err());
 }
 
 #[test]

@@ -36,7 +36,7 @@ struct Case {
     class: Option<(&'static str, usize)>,
 }
 
-fn cases() -> [Case; 9] {
+fn cases() -> [Case; 10] {
     let names = |names: &[&str]| names.iter().map(ToString::to_string).collect();
     [
         Case {
@@ -127,6 +127,24 @@ fn cases() -> [Case; 9] {
             class: None,
         },
         Case {
+            name: "deberta-all-biases",
+            family: "deberta-v2",
+            config: LoraConfig {
+                rank: 2,
+                alpha: 5.0,
+                target_modules: names(&["query_proj", "output.dense"]),
+                modules_to_save: names(&["head"]),
+                bias: Bias::All,
+                ..LoraConfig::default()
+            },
+            options: json!({
+                "r": 2, "lora_alpha": 5, "target_modules": ["query_proj", "output.dense"], "bias": "all",
+                "modules_to_save": ["classifier"],
+            }),
+            same_shapes: true,
+            class: None,
+        },
+        Case {
             name: "qwen2-own-biases",
             family: "qwen2",
             config: LoraConfig {
@@ -176,7 +194,7 @@ fn random(network: &Network, config: &LoraConfig, outputs: Option<usize>) -> Flo
     let with_head = !config.modules_to_save.is_empty();
     let read = if with_head { network.features } else { network.output };
     let sites = config.bind(network, read).unwrap();
-    let tensors = config.biases(network, &sites, read).unwrap();
+    let tensors = config.biases(network, &sites, read);
     let sites = sites
         .into_iter()
         .map(|site| SiteFactors {
