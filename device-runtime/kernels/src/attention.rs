@@ -47,7 +47,7 @@ pub fn code_words(x: &[f32], factor: f32, words: &mut [u32]) {
 
 /// `scores[j] = sum_i q[i] k[j, i]` over 16-bit codes, two a word; returns the largest.
 ///
-/// `query`: `[words]`; `keys`: `[keys, words]`; `scores`: `[keys]`, at least one. Sums of magnitude below 2^30 are exact.
+/// `query`: `[words]`, an even number; `keys`: `[keys, words]`; `scores`: `[keys]`, at least one. Sums of magnitude below 2^30 are exact.
 pub fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
     let Some(keys) = keys.get(..query.len().saturating_mul(scores.len())) else {
         debug_assert!(false, "scores: expected {} keys of {} words", scores.len(), query.len());
@@ -69,7 +69,7 @@ pub fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32]) -> u32
 
 /// `totals[i] = sum over blocks of (512 + sum_j weights[j] v[j, i]) >> 10`, in blocks of [`BLOCK_KEYS`] keys.
 ///
-/// `values`: `[words of weights, columns]`, a word holding one column of two keys; `totals`: `[columns]`. Codes of values have
+/// `values`: `[words of weights, columns]`, a word holding one column of two keys; `totals`: `[columns]`, a multiple of four. Codes of values have
 /// at most 11 bits and a sign.
 pub fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
     let Some(values) = values.get(..weights.len().saturating_mul(totals.len())) else {

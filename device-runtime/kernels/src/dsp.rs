@@ -36,6 +36,7 @@ macro_rules! dsp_asm {
 macro_rules! repeat {
     (2, $($unit:expr),+) => { concat!($($unit, "\n",)+ $($unit, "\n",)+) };
     (4, $($unit:expr),+) => { concat!(repeat!(2, $($unit),+), repeat!(2, $($unit),+)) };
+    (6, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(2, $($unit),+)) };
     (8, $($unit:expr),+) => { concat!(repeat!(4, $($unit),+), repeat!(4, $($unit),+)) };
 }
 
@@ -198,9 +199,11 @@ pub(super) fn down2(a: &[i8], x: [&[i8]; 2], words: &PairWords<'_>, [z0, z1]: [&
         down(a, x[1], &Words::default(), z1);
         return;
     }
-    z0.fill(-128 * words.even_sums[0]);
-    z1.fill(-128 * words.even_sums[1]);
-    row_major::down2(a, k, columns(k, words.blocks, &words.tail), [z0, z1]);
+    if !row_major::down2_at_once(a, k, words.blocks, words.even_sums, [&mut *z0, &mut *z1]) {
+        z0.fill(-128 * words.even_sums[0]);
+        z1.fill(-128 * words.even_sums[1]);
+        row_major::down2(a, k, columns(k, words.blocks, &words.tail), [z0, z1]);
+    }
 }
 
 pub(super) fn up_add(b: &[i8], v: &[i16], shift: u32, acc: &mut [i32]) {

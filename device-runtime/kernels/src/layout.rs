@@ -4,11 +4,13 @@ pub use rankpatch_format::layout::Layout;
 
 /// Bytes of a matrix `[out, k]` in `layout`, padding included. Saturates instead of overflowing.
 pub const fn layout_len(layout: Layout, out: usize, k: usize) -> usize {
-    match layout {
-        Layout::RowMajor => out.saturating_mul(k),
-        Layout::Dsp4x4 => out.div_ceil(4).saturating_mul(k.div_ceil(4)).saturating_mul(16),
-        Layout::Mve4x16 => out.div_ceil(4).saturating_mul(k.div_ceil(16)).saturating_mul(64),
-    }
+    // Filled up to whole blocks, whose rows and columns are powers of two: these less one.
+    let (rows, cols) = match layout {
+        Layout::RowMajor => (0, 0),
+        Layout::Dsp4x4 => (3, 3),
+        Layout::Mve4x16 => (3, 15),
+    };
+    (out.saturating_add(rows) & !rows).saturating_mul(k.saturating_add(cols) & !cols)
 }
 
 /// Lays out a whole matrix: `codes` is `[out, k]` row-major, `image` gets [`layout_len`] bytes, padding included.

@@ -148,6 +148,8 @@ pub(super) fn mve4x16(w: &[i8], x: &[i8], acc: &mut [i32]) {
 
 /// `acc = W x` for a matrix in a layout of another core, code by code: small and slow.
 #[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "for cores with kernels of their own"))]
+#[cold]
+#[inline(never)]
 pub(super) fn foreign(layout: Layout, w: &[i8], x: &[i8], acc: &mut [i32]) {
     for (row, acc) in acc.iter_mut().enumerate() {
         let codes = x.iter().enumerate().map(|(col, &value)| (layout.code(w, x.len(), row, col), value));

@@ -23,6 +23,10 @@ pub(crate) fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
     max
 }
 
+#[cfg_attr(
+    all(target_arch = "arm", any(feature = "dsp", feature = "helium")),
+    allow(dead_code, reason = "twin")
+)]
 pub(crate) fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32]) -> u32 {
     let mut total = 0;
     for (scores, word) in scores.chunks(2).zip(weights) {

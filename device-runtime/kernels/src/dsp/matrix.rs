@@ -16,6 +16,8 @@ pub(super) fn gemv(w: &[i8], pack: &[i32], acc: &mut [i32]) {
     }
 }
 
+// One copy for whole groups and for the last rows.
+#[inline(never)]
 fn gemv_chunks(w: &[i8], blocks: usize, pack: &[i32], groups: &mut [[i32; 4]]) {
     let fits = w.len() >= groups.len() * blocks * 16 && pack.len() >= 2 * blocks;
     if groups.is_empty() || !fits || !w.as_ptr().addr().is_multiple_of(4) {
@@ -231,6 +233,8 @@ pub(super) fn gemm2(w: &[i8], pack: &[i32], [acc0, acc1]: [&mut [i32]; 2]) {
     }
 }
 
+// As `gemv_chunks`.
+#[inline(never)]
 fn gemm2_chunks(w: &[i8], blocks: usize, pack: &[i32], acc0: &mut [[i32; 4]], acc1: &mut [[i32; 4]]) {
     let groups = acc0.len().min(acc1.len());
     let fits = w.len() >= groups * blocks * 16 && pack.len() >= 4 * blocks;

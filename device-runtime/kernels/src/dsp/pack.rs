@@ -4,6 +4,9 @@ use core::mem::MaybeUninit;
 
 /// For a vector whose length is no multiple of four: `odd, even` of its last, incomplete block, filled up with zeros at the
 /// end; `odd, even` of its last four codes, zero for those of complete blocks; and the sum of what is of even index there.
+// Once for all who pack: lengths are multiples of four as a rule.
+#[cold]
+#[inline(never)]
 pub(super) fn tails(x: &[i8]) -> ([i32; 2], [i32; 2], i32) {
     let (_, rest) = x.as_chunks::<4>();
     let (mut first, mut last) = ([0i8; 4], [0i8; 4]);

@@ -318,9 +318,12 @@ unsafe extern "C" fn up8(
         "udiv r9, r7, r8",
         "mls r10, r9, r8, r7", // rows mod 3
         "adr.w r11, 3f",
-        "ands r7, r9, #7",
+        "mov r8, #6",
+        "udiv r7, r9, r8",
+        "mls r7, r7, r8, r9",
+        "cmp r7, #0",
         "ittt ne",
-        "rsbne r7, r7, #8",
+        "rsbne r7, r7, #6",
         "movne r8, #120",
         "mlane r11, r7, r8, r11",
         "orr r11, r11, #1",
@@ -346,7 +349,7 @@ unsafe extern "C" fn up8(
         ".p2align 2",
         "3:",
         repeat!(
-            8,
+            6,
             "ldm.w r0!, {{r7-r12}}",
             row8!("r7", "r8", "lr"),
             row8!("r9", "r10", "r7"),

@@ -70,13 +70,24 @@ pub(crate) fn scores(query: &[u32], keys: &[u32], scores: &mut [i32]) -> i32 {
         8 => scores_8,
         16 => scores_16,
         32 => scores_32,
-        _ => return portable::scores(query, keys, scores),
+        words => return scores_of_words(query, keys, scores, words / 2),
     };
     if scores.is_empty() {
         return i32::MIN;
     }
     // SAFETY: there is at least one score, and for each a key as long as the query, whose length is the kernel's.
     unsafe { kernel(query.as_ptr(), keys.as_ptr(), scores.as_mut_ptr(), scores.len()) }
+}
+
+/// [`scores`] of heads of any other size, two words at a time.
+#[cold]
+fn scores_of_words(query: &[u32], keys: &[u32], scores: &mut [i32], pairs: usize) -> i32 {
+    debug_assert!(pairs > 0 && query.len() == 2 * pairs, "expected pairs of words, found {}", query.len());
+    if scores.is_empty() || pairs == 0 {
+        return i32::MIN;
+    }
+    // SAFETY: there is at least one score, and for each a key as long as the query, which has at least one pair of words.
+    unsafe { scores_any(query.as_ptr(), keys.as_ptr(), scores.as_mut_ptr(), scores.len(), pairs) }
 }
 
 /// Words of a query, four of which are in r4 to r7, times those of a key.
@@ -205,6 +216,40 @@ scores_of_many!(
     more_words!()
 );
 
+/// Scores of `count` keys of so many pairs of words.
+///
+/// # Safety
+/// `query` points to so many words, `keys` to so many for each of `count` keys, `scores` to `count`; `count` and `pairs` are at
+/// least 1.
+#[unsafe(naked)]
+unsafe extern "C" fn scores_any(
+    query: *const u32,
+    keys: *const u32,
+    scores: *mut i32,
+    count: usize,
+    pairs: usize,
+) -> i32 {
+    dsp_asm!(
+        "push {{r4-r10, lr}}",
+        "mov lr, #0x80000000",
+        "2:",
+        "ldr r4, [sp, #32]",
+        "mov r5, r0",
+        "mov r12, #0",
+        "3:",
+        "ldrd r6, r7, [r5], #8",
+        "ldrd r8, r9, [r1], #8",
+        "smlad r12, r6, r8, r12",
+        "smlad r12, r7, r9, r12",
+        "subs r4, #1",
+        "bne 3b",
+        store_score!(),
+        "bne 2b",
+        "mov r0, lr",
+        "pop {{r4-r10, pc}}",
+    )
+}
+
 pub(crate) fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32]) -> u32 {
     let (pairs, rest) = scores.as_chunks::<2>();
     let (whole, last) = weights.split_at_mut_checked(pairs.len()).unwrap_or_default();
@@ -215,7 +260,11 @@ pub(crate) fn softmax(scores: &[i32], max: i32, slope: i32, weights: &mut [u32])
             weights_of(pairs.as_ptr().cast(), whole.as_mut_ptr(), pairs.len(), max, slope, &EXP2_NEG)
         };
     }
-    total + portable::softmax(rest, max, slope, last)
+    if let ([score], [word, ..]) = (rest, last) {
+        *word = portable::weight(max.wrapping_sub(*score), slope);
+        total += *word;
+    }
+    total
 }
 
 /// The weight of the score in a register, through r12: see `portable::weight`.
@@ -312,7 +361,7 @@ pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
         16 => weigh_16,
         32 => weigh_32,
         64 => weigh_64,
-        _ => return portable::weigh(values, weights, totals),
+        _ => return weigh_fours(values, weights, totals),
     };
     let blocks = values.chunks(BLOCK_KEYS / 2 * columns).zip(weights.chunks(BLOCK_KEYS / 2));
     for (values, weights) in blocks {
@@ -323,6 +372,61 @@ pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
             unsafe { kernel(values, weights.as_ptr(), weights.len(), totals) };
         }
     }
+}
+
+/// [`weigh`] for heads of any other size, four columns at a time.
+#[cold]
+fn weigh_fours(values: &[u32], weights: &[u32], totals: &mut [i32]) {
+    let columns = totals.len().max(1);
+    let (fours, rest) = totals.as_chunks_mut::<4>();
+    debug_assert!(rest.is_empty(), "expected columns by fours, found {columns}");
+    for (values, weights) in values.chunks(BLOCK_KEYS / 2 * columns).zip(weights.chunks(BLOCK_KEYS / 2)) {
+        for (totals, from) in fours.iter_mut().zip((0..columns).step_by(4)) {
+            let values = values.as_ptr().wrapping_add(from);
+            // SAFETY: as in `weigh`, with four columns.
+            unsafe { weigh_any(values, weights.as_ptr(), weights.len(), totals, 4 * columns) };
+        }
+    }
+}
+
+/// Adds the weighted sums of four columns over one block, shortened, to `totals`.
+///
+/// # Safety
+/// `weights` points to `pairs` words, at least one; `values` to four words in each of so many rows of `row_bytes` bytes.
+#[unsafe(naked)]
+unsafe extern "C" fn weigh_any(
+    values: *const u32,
+    weights: *const u32,
+    pairs: usize,
+    totals: *mut [i32; 4],
+    row_bytes: usize,
+) {
+    dsp_asm!(
+        "push {{r4-r9, lr}}",
+        "ldr r12, [sp, #28]",
+        "mov r4, #512",
+        "mov r5, r4",
+        "mov r6, r4",
+        "mov r7, r4",
+        "2:",
+        "ldr lr, [r1], #4",
+        "ldrd r8, r9, [r0]",
+        "smlad r4, r8, lr, r4",
+        "smlad r5, r9, lr, r5",
+        "ldrd r8, r9, [r0, #8]",
+        "smlad r6, r8, lr, r6",
+        "smlad r7, r9, lr, r7",
+        "add r0, r12",
+        "subs r2, #1",
+        "bne 2b",
+        "ldm r3, {{r0, r1, r2, r8}}",
+        "add r0, r0, r4, asr #10",
+        "add r1, r1, r5, asr #10",
+        "add r2, r2, r6, asr #10",
+        "add r8, r8, r7, asr #10",
+        "stm r3, {{r0, r1, r2, r8}}",
+        "pop {{r4-r9, pc}}",
+    )
 }
 
 macro_rules! weigh_columns {
