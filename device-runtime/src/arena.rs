@@ -1,7 +1,7 @@
 //! How the caller's arena is divided. Sizes follow from the base alone, so a firmware can state its arena as a constant
 //! and find out at start whether it is large enough.
 
-use bytemuck::{Pod, cast_slice_mut};
+use bytemuck::Pod;
 use rankpatch_format::MAX_RANK;
 use rankpatch_format::base::{ALIGN, Base};
 use rankpatch_format::graph::{HeadShape, Op};
@@ -195,31 +195,35 @@ impl<'a> Arena<'a> {
             return Err(Error::Misaligned { expected: ALIGN, found: remainder });
         }
         let counts = Counts::new(base, context);
-        let (expected, found) = (counts.layout().total(), memory.len());
+        let found = memory.len();
         // What is left goes to the outputs of task heads.
-        let usable = found / ALIGN * ALIGN;
-        let memory = memory.get_mut(..usable).filter(|_| usable >= expected);
-        let mut cutter = Cutter(memory.ok_or(Error::ArenaTooSmall { expected, found })?);
-        let rank = counts.rank;
-        Ok(Self {
-            values: cutter.cut(counts.values),
-            codes: cutter.cut(counts.codes),
-            scales: cutter.cut(counts.rows),
-            acc: cutter.cut(counts.acc),
-            pack: cutter.cut(counts.pack),
-            z: cutter.cut(2 * rank),
-            v: cutter.cut(rank),
-            numbers: cutter.cut(counts.numbers),
+        let memory = memory.get_mut(..found / ALIGN * ALIGN).unwrap_or(&mut []);
+        Self::divided(&counts, Cutter(memory))
+            .filter(|arena| arena.head_out.len() >= MIN_HEAD_OUTPUTS)
+            .ok_or_else(|| Error::ArenaTooSmall { expected: counts.layout().total(), found })
+    }
+
+    /// `None` if there is too little.
+    fn divided(counts: &Counts, mut cutter: Cutter<'a>) -> Option<Self> {
+        Some(Self {
+            values: cutter.cut(counts.values)?,
+            codes: cutter.cut(counts.codes)?,
+            scales: cutter.cut(counts.rows)?,
+            acc: cutter.cut(counts.acc)?,
+            pack: cutter.cut(counts.pack)?,
+            z: cutter.cut(2 * counts.rank)?,
+            v: cutter.cut(counts.rank)?,
+            numbers: cutter.cut(counts.numbers)?,
             attention: Scratch {
-                query: cutter.cut(counts.query),
-                totals: cutter.cut(counts.totals),
-                scores: cutter.cut(counts.keys),
-                weights: cutter.cut(counts.keys.div_ceil(2)),
+                query: cutter.cut(counts.query)?,
+                totals: cutter.cut(counts.totals)?,
+                scores: cutter.cut(counts.keys)?,
+                weights: cutter.cut(counts.keys.div_ceil(2))?,
             },
-            kv: cutter.cut(counts.kv),
-            samples: cutter.cut(counts.samples),
-            pooled: cutter.cut(counts.pooled),
-            head_out: bytemuck::try_cast_slice_mut(cutter.0).unwrap_or(&mut []),
+            kv: cutter.cut(counts.kv)?,
+            samples: cutter.cut(counts.samples)?,
+            pooled: cutter.cut(counts.pooled)?,
+            head_out: bytemuck::try_cast_slice_mut(cutter.0).ok()?,
         })
     }
 }
@@ -227,12 +231,18 @@ impl<'a> Arena<'a> {
 struct Cutter<'a>(&'a mut [u8]);
 
 impl<'a> Cutter<'a> {
-    /// The next `count` elements; the sizes were added up before, so they are there.
-    fn cut<T: Pod>(&mut self, count: usize) -> &'a mut [T] {
-        let bytes = count * size_of::<T>();
-        let rest = core::mem::take(&mut self.0);
-        let Some((region, rest)) = rest.split_at_mut_checked(round(bytes)) else { return &mut [] };
+    /// The next `count` elements, in a region as [`Counts::layout`] says.
+    fn cut<T: Pod>(&mut self, count: usize) -> Option<&'a mut [T]> {
+        bytemuck::try_cast_slice_mut(self.region(count, size_of::<T>())?).ok()
+    }
+
+    /// So many bytes for each of `count` elements.
+    // One copy for elements of all types.
+    #[inline(never)]
+    fn region(&mut self, count: usize, size: usize) -> Option<&'a mut [u8]> {
+        let bytes = count.saturating_mul(size);
+        let (region, rest) = core::mem::take(&mut self.0).split_at_mut_checked(round(bytes))?;
         self.0 = rest;
-        region.get_mut(..bytes).map_or(&mut [], cast_slice_mut)
+        region.get_mut(..bytes)
     }
 }

@@ -115,16 +115,6 @@ impl<'a> KeyHead<'a> {
     }
 }
 
-/// What all heads of a query row share.
-struct Row {
-    /// Keys that it sees.
-    seen: usize,
-    /// What a difference of scores is multiplied by to become a power of two, times 2^48.
-    slope: i32,
-    /// The value of one unit of a sum of weighted values, times the sum of the weights.
-    unit: f32,
-}
-
 /// All heads of a query row, in place, over the first `seen` keys: `row` = softmax(scale q k^T) v.
 ///
 /// `codes` holds the key heads one after the other, each with `room`.
@@ -141,50 +131,59 @@ pub(crate) fn attend_row(
     let bits = code_bits(words);
     let query = exponent(max_abs_bits(row), bits);
     let factor = factor(query, bits);
-    if head_size.is_multiple_of(4) {
+    // Heads that are filled up with zeros get their codes one by one.
+    let whole = head_size.is_multiple_of(4);
+    if whole {
         code_words(row, factor, scratch.query.get_mut(..row.len() / 2).unwrap_or(&mut []));
-    } else {
-        for (head, codes) in row.chunks_exact(head_size).zip(scratch.query.chunks_exact_mut(words.max(1))) {
-            code_words(head, factor, codes);
-        }
     }
-    let shared = Row {
-        seen,
-        slope: slope(heads.scale, [query, exponents.key], bits),
-        unit: if exponents.value == NO_EXPONENT { 0.0 } else { power_of_two(exponents.value) },
-    };
-    let group = (heads.n_heads / heads.n_kv_heads.max(1)).max(1);
-    let key_heads = codes.chunks_exact(shape.code_words(room).max(1));
-    let groups = row.chunks_mut(group * head_size).zip(scratch.query.chunks((group * words).max(1)));
-    for ((y, q), codes) in groups.zip(key_heads) {
-        for (y, q) in y.chunks_exact_mut(head_size).zip(q.chunks_exact(words.max(1))) {
-            let buffers = [&mut *scratch.totals, &mut *scratch.scores];
-            attend(&shared, q, codes.split_at_checked(room * words), y, buffers, scratch.weights);
-        }
-    }
-}
-
-/// One head. `q`: its codes; `y`: `[head_size]`.
-fn attend(
-    row: &Row,
-    q: &[u32],
-    past: Option<(&[u32], &[u32])>,
-    y: &mut [f32],
-    [totals, scores]: [&mut [i32]; 2],
-    weights: &mut [u32],
-) {
-    let (words, seen) = (q.len(), row.seen);
-    let Some((keys, values)) = past else { return };
+    let slope = slope(heads.scale, [query, exponents.key], bits);
+    let unit = if exponents.value == NO_EXPONENT { 0.0 } else { power_of_two(exponents.value) };
+    let Scratch { query, totals, scores, weights } = scratch;
     let (Some(totals), Some(scores), Some(weights)) =
         (totals.get_mut(..2 * words), scores.get_mut(..seen), weights.get_mut(..seen.div_ceil(2)))
     else {
         return;
     };
+    let mut buffers = Buffers { totals, scores, weights };
+    let group = heads.n_heads / heads.n_kv_heads.max(1);
+    let (mut rest, mut queries) = (row, &mut **query);
+    for past in codes.chunks_exact(shape.code_words(room).max(1)) {
+        let Some((keys, values)) = past.split_at_checked(room * words) else { return };
+        for _ in 0..group {
+            let Some((y, later)) = rest.split_at_mut_checked(head_size) else { return };
+            let Some((q, left)) = queries.split_at_mut_checked(words) else { return };
+            (rest, queries) = (later, left);
+            if !whole {
+                code_words(y, factor, q);
+            }
+            attend(&mut buffers, q, [keys, values], slope, unit, y);
+        }
+    }
+}
+
+/// Room for one head of a row.
+struct Buffers<'b> {
+    totals: &'b mut [i32],
+    scores: &'b mut [i32],
+    weights: &'b mut [u32],
+}
+
+/// One head: `q` are its codes. `unit` is the value of one unit of a sum of weighted values, times the sum of the weights.
+// Not inlined: what does not depend on the head would be computed before the heads, and kept on the stack.
+#[inline(never)]
+fn attend(
+    buffers: &mut Buffers<'_>,
+    q: &[u32],
+    [keys, values]: [&[u32]; 2],
+    slope: i32,
+    unit: f32,
+    y: &mut [f32],
+) {
+    let Buffers { totals, scores, weights } = buffers;
     let max = kernels::scores(q, keys, scores);
-    let total = kernels::softmax(scores, max, row.slope, weights);
+    let unit = unit / kernels::softmax(scores, max, slope, weights) as f32;
     kernels::weigh(values, weights, totals);
-    let unit = row.unit / total as f32;
-    y.iter_mut().zip(totals).for_each(|(y, total)| *y = *total as f32 * unit);
+    y.iter_mut().zip(&**totals).for_each(|(y, total)| *y = *total as f32 * unit);
 }
 
 /// Bits of key and query codes without their sign: as many as keep the sum of a whole head's products below 2^30.

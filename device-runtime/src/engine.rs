@@ -19,8 +19,8 @@ pub use spans::{Span, Spans, Word, Words};
 use crate::arena::{Arena, stride};
 use crate::attention::Heads;
 use crate::built_in::{TEXT, check_built_in};
-use crate::linear::{Codes, Scratch, linear, linear_wide};
-use crate::merge::{Merged, MergedCursor, MergedImage, MergedType, merge, merged_bytes};
+use crate::linear::{Codes, LinearMerged, Scratch, linear, linear_merged};
+use crate::merge::{MergedCursor, MergedImage, MergedType, merge, merged_bytes};
 use crate::ops;
 use crate::pass::Pass;
 use crate::{Error, Result, kernels};
@@ -38,8 +38,15 @@ pub struct Attachment {
 /// An attached adapter.
 struct Attached<'a> {
     adapter: Adapter<'a>,
-    /// Where the merged matrices are; `None` streams the factors.
-    merged: Option<MergedMemory<'a>>,
+    /// `None` streams the factors.
+    merged: Option<MergedAdapter<'a>>,
+}
+
+struct MergedAdapter<'a> {
+    /// Where the matrices are.
+    memory: MergedMemory<'a>,
+    /// [`linear_merged`], put here where an adapter is merged: a program that never does it has no code for it.
+    linear: LinearMerged,
 }
 
 enum MergedMemory<'a> {
@@ -51,6 +58,8 @@ enum MergedMemory<'a> {
 enum Input<'i, T> {
     Tokens(&'i [T]),
     Features(&'i [f32]),
+    /// Those of a self-test.
+    Generated(&'i mut XorShift32),
     /// Feature rows that lie where the input operator puts them.
     Made,
 }
@@ -205,7 +214,8 @@ impl<'a> Engine<'a> {
         weight_bytes_copied: usize,
     ) -> Attachment {
         let attachment = Attachment { n_patches: adapter.n_patches(), weight_bytes_copied };
-        self.attached = Some(Attached { adapter: *adapter, merged: Some(memory) });
+        let merged = Some(MergedAdapter { memory, linear: linear_merged });
+        self.attached = Some(Attached { adapter: *adapter, merged });
         self.reset();
         #[cfg(feature = "defmt")]
         defmt::debug!("merged: {}", attachment);
@@ -218,7 +228,7 @@ impl<'a> Engine<'a> {
         self.reset();
         #[cfg(feature = "defmt")]
         defmt::debug!("detached");
-        match self.attached.take()?.merged? {
+        match self.attached.take()?.merged?.memory {
             MergedMemory::Ram(_, memory) => Some(memory),
             MergedMemory::Image(_) => None,
         }
@@ -253,7 +263,7 @@ impl<'a> Engine<'a> {
         self.check_tokens(tokens)?;
         let pass_rows = self.pass_rows();
         for part in tokens.chunks(pass_rows.max(1)) {
-            self.pass(&Input::Tokens(part), part.len());
+            self.pass(Input::Tokens(part), part.len());
         }
         Ok(self.output())
     }
@@ -272,7 +282,7 @@ impl<'a> Engine<'a> {
         self.check_tokens(tokens)?;
         let pass_rows = self.pass_rows();
         for (at, part) in tokens.chunks(pass_rows.max(1)).enumerate() {
-            self.pass(&Input::Tokens(part), part.len());
+            self.pass(Input::Tokens(part), part.len());
             if self.answers_every_row() {
                 for row in 0..part.len() {
                     self.answer_row(row);
@@ -335,7 +345,7 @@ impl<'a> Engine<'a> {
         self.check_rows(features.len() / width)?;
         let pass_rows = self.pass_rows();
         for part in features.chunks((pass_rows * width).max(1)) {
-            self.pass::<u16>(&Input::Features(part), part.len() / width);
+            self.pass::<u16>(Input::Features(part), part.len() / width);
         }
         Ok(self.output())
     }
@@ -381,7 +391,7 @@ impl<'a> Engine<'a> {
         if self.base.streaming() {
             let once = matches!(self.head(), Some(head) if !head.info.pooling.is_every_row());
             for _ in 0..rows {
-                self.pass_generated(&mut random, 1);
+                self.pass::<u16>(Input::Generated(&mut random), 1);
                 if !once {
                     digest.update(self.output());
                 }
@@ -390,48 +400,38 @@ impl<'a> Engine<'a> {
                 digest.update(self.output());
             }
         } else {
-            self.pass_generated(&mut random, rows);
+            self.pass::<u16>(Input::Generated(&mut random), rows);
             digest.update(self.output());
         }
         digest.value()
     }
 
-    /// A pass over generated rows, which are written where the input operator would put them.
-    fn pass_generated(&mut self, random: &mut XorShift32, rows: usize) {
-        let base = self.base;
-        let value = base.value(0);
-        let (start, len) = (value.offset as usize / 4, rows * value.width as usize);
-        if TEXT && let Op::Embedding { table } = base.input() {
-            let table = base.matrix(table);
-            let target = self.arena.values.get_mut(start..start + len).unwrap_or(&mut []);
-            for row in target.chunks_exact_mut(table.cols.max(1)) {
-                let id = random.token(base.vocab_size()) as usize;
-                ops::embed(&table, id, self.arena.codes, row);
-            }
-        } else if let Some(target) = self.arena.values.get_mut(start..start + len) {
-            target.iter_mut().for_each(|x| *x = random.feature());
-        }
-        self.run_graph(rows);
-    }
-
     /// Runs the graph over `rows` rows of input at the current position.
-    fn pass<T: Copy + Into<u32>>(&mut self, input: &Input<'_, T>, rows: usize) {
+    fn pass<T: Copy + Into<u32>>(&mut self, input: Input<'_, T>, rows: usize) {
         let base = self.base;
         let value = base.value(0);
         let (start, len) = (value.offset as usize / 4, rows * value.width as usize);
         let Some(target) = self.arena.values.get_mut(start..start + len) else { return };
-        match (input, base.input()) {
-            (Input::Tokens(ids), Op::Embedding { table }) if TEXT => {
-                let table = base.matrix(table);
-                for (id, row) in ids.iter().zip(target.chunks_exact_mut(table.cols.max(1))) {
-                    let id: u32 = (*id).into();
+        let table = match base.input() {
+            Op::Embedding { table } if TEXT => Some(base.matrix(table)),
+            _ => None,
+        };
+        match (input, table) {
+            (Input::Made, _) | (Input::Tokens(_), None) => {}
+            (Input::Features(features), _) => {
+                target.iter_mut().zip(features).for_each(|(to, from)| *to = *from);
+            }
+            (Input::Generated(random), None) => target.iter_mut().for_each(|x| *x = random.feature()),
+            (mut input, Some(table)) => {
+                for (t, row) in target.chunks_exact_mut(table.cols.max(1)).enumerate() {
+                    let id = match &mut input {
+                        Input::Generated(random) => random.token(base.vocab_size()),
+                        Input::Tokens(ids) => ids.get(t).map_or(0, |id| (*id).into()),
+                        _ => 0,
+                    };
                     ops::embed(&table, id as usize, self.arena.codes, row);
                 }
             }
-            (Input::Features(features), _) => {
-                target.iter_mut().zip(*features).for_each(|(to, from)| *to = *from);
-            }
-            (Input::Tokens(_) | Input::Made, _) => {}
         }
         self.run_graph(rows);
     }
@@ -445,7 +445,7 @@ impl<'a> Engine<'a> {
         let mut patches = match &self.attached {
             None => MergedCursor { patches: Cursor::EMPTY, kind: MergedType::Int8, memory: &[] },
             Some(Attached { adapter, merged }) => {
-                let (kind, memory) = match merged {
+                let (kind, memory) = match merged.as_ref().map(|merged| &merged.memory) {
                     None => (MergedType::Int8, &[][..]),
                     Some(MergedMemory::Ram(kind, memory)) => (*kind, &**memory),
                     Some(MergedMemory::Image(image)) => (image.kind, image.matrices),
@@ -453,7 +453,7 @@ impl<'a> Engine<'a> {
                 MergedCursor { patches: adapter.cursor(), kind, memory }
             }
         };
-        let merged = self.attached.as_ref().is_some_and(|attached| attached.merged.is_some());
+        let merged = self.attached.as_ref().and_then(|attached| Some(attached.merged.as_ref()?.linear));
         let mut pass = Pass {
             base: &base,
             biases: self.adapter().map_or(Biases::EMPTY, Adapter::biases),
@@ -475,14 +475,7 @@ impl<'a> Engine<'a> {
                 let w = base.matrix(weight);
                 let mut room = Room(self.arena.numbers);
                 let bias = bias.map_or(&[][..], |bias| pass.bias(bias, &mut room));
-                let (merged_w, patch) = if merged {
-                    (patches.take(site, &w), None)
-                } else {
-                    (None, patches.patches.take(site, w.rows, w.cols))
-                };
-                site += 1;
-                pass.quantize(input, self.arena.codes, self.arena.scales);
-                let n = pass.count(input);
+                let n = pass.quantize(input, self.arena.codes, self.arena.scales);
                 let codes = Codes {
                     codes: self.arena.codes.get(..n * stride(w.cols)).unwrap_or(&[]),
                     scales: self.arena.scales.get(..n).unwrap_or(&[]),
@@ -497,18 +490,21 @@ impl<'a> Engine<'a> {
                     v: self.arena.v,
                 };
                 let y = pass.value_mut(index);
-                if let Some(Merged::Int16 { words, scales }) = merged_w {
-                    linear_wide((words, scales), w.cols, bias, codes, y, &mut scratch);
-                } else {
-                    let w = if let Some(Merged::Int8(merged)) = merged_w { merged } else { w };
+                let done =
+                    merged.is_some_and(|linear| linear(&mut patches, site, &w, bias, codes, y, &mut scratch));
+                if !done {
+                    // What is merged has no patch left.
+                    let patch =
+                        if merged.is_some() { None } else { patches.patches.take(site, w.rows, w.cols) };
                     linear(&w, room.read(w.scales), bias, patch.as_ref(), codes, y, &mut scratch);
                 }
+                site += 1;
             } else if let Op::Attention { q, k, v, n_heads, n_kv_heads, causal, scale } = op {
                 let n_heads = usize::from(n_heads);
                 let heads = Heads {
                     n_heads,
                     n_kv_heads: n_kv_heads.into(),
-                    shape: HeadShape { head_size: base.value(q).width as usize / n_heads.max(1) },
+                    shape: HeadShape { head_size: pass.width(q) / n_heads.max(1) },
                     scale,
                 };
                 let scratch = &mut self.arena.attention;
@@ -577,14 +573,14 @@ impl<'a> Engine<'a> {
             let features = self.base.value(self.base.manifest().features);
             scale /= features.rows.count(self.position) as f32;
         }
-        let bias = head.bias().map(Some).chain(core::iter::repeat(None));
+        let (mut rows, mut bias) = (head.codes.chunks_exact(head.width.max(1)), head.bias());
         // Row by row, so that heads may have more outputs than the base has anywhere.
-        let rows = head.codes.chunks_exact(head.width.max(1)).zip(head.row_scales()).zip(bias);
-        for (((row, row_scale), bias), y) in rows.zip(head_out.iter_mut()) {
+        for (row_scale, y) in head.row_scales().zip(head_out.iter_mut()) {
+            let Some(row) = rows.next() else { return };
             let Some(acc) = acc.get_mut(..1) else { return };
             kernels::gemv(kernels::Layout::RowMajor, row, 1, head.width, codes, acc, pack);
             let value = acc.first().copied().unwrap_or(0) as f32 * (scale * row_scale);
-            *y = bias.map_or(value, |bias| value + bias);
+            *y = bias.next().map_or(value, |bias| value + bias);
         }
     }
 }

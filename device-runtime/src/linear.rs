@@ -3,11 +3,12 @@
 
 use rankpatch_format::adapter::Patch;
 use rankpatch_format::base::Matrix;
+use rankpatch_format::numbers::Floats;
 
 use crate::kernels::float::dequantize;
 use crate::kernels::wide::{gemv16, widen};
 use crate::kernels::{self, Packed, PackedPair};
-use crate::merge::row_words;
+use crate::merge::{Merged, MergedCursor, row_words};
 
 /// Buffers of the linear operator; what they hold does not outlive a call.
 pub(crate) struct Scratch<'a> {
@@ -47,30 +48,68 @@ pub(crate) fn linear<'x>(
     let rank = patch.map_or(0, |patch| patch.rank);
     let Some((z0, z1)) = z.get_mut(..2 * rank).and_then(|z| z.split_at_mut_checked(rank)) else { return };
     let row = |codes: &'x [i8]| codes.get(..w.cols).unwrap_or(&[]);
-    let pairs = x.codes.chunks(2 * x.stride.max(1)).zip(x.scales.chunks(2)).zip(y.chunks_mut(2 * out.max(1)));
+    let (mut codes, mut y) = (x.codes, y);
     // Two tokens share every weight that is loaded, and A and W read the same prepared activations.
-    for ((codes, x_scales), y) in pairs {
-        if let ([scale0, scale1], Some((y0, y1))) = (x_scales, y.split_at_mut_checked(out)) {
+    for x_scales in x.scales.chunks(2) {
+        let Some((y0, rest)) = core::mem::take(&mut y).split_at_mut_checked(out) else { return };
+        if let [scale0, scale1] = x_scales {
+            let Some((y1, rest)) = rest.split_at_mut_checked(out) else { return };
             let x1 = codes.get(x.stride..).unwrap_or(&[]);
-            let x = PackedPair::new(w.layout, row(codes), row(x1), pack);
-            kernels::gemm2_packed(w.layout, w.codes, out, &x, acc0, acc1);
+            let pair = PackedPair::new(w.layout, row(codes), row(x1), pack);
+            kernels::gemm2_packed(w.layout, w.codes, out, &pair, acc0, acc1);
             if let Some(patch) = patch {
-                kernels::down2_packed(patch.lora_a, rank, &x, z0, z1);
+                kernels::down2_packed(patch.lora_a, rank, &pair, z0, z1);
                 add_components(patch, z0, v, acc0);
                 add_components(patch, z1, v, acc1);
             }
             dequantize(acc0, *scale0, scales, bias, y0);
             dequantize(acc1, *scale1, scales, bias, y1);
-        } else if let [scale0, ..] = x_scales {
+            (codes, y) = (x1.get(x.stride..).unwrap_or(&[]), rest);
+        } else if let [scale0] = x_scales {
             let x = Packed::new(w.layout, row(codes), pack);
             kernels::gemv_packed(w.layout, w.codes, out, &x, acc0);
             if let Some(patch) = patch {
                 kernels::down_packed(patch.lora_a, rank, &x, z0);
                 add_components(patch, z0, v, acc0);
             }
-            dequantize(acc0, *scale0, scales, bias, y);
+            dequantize(acc0, *scale0, scales, bias, y0);
+            y = rest;
         }
     }
+}
+
+/// [`linear_merged`], where it is called by way of a pointer.
+pub(crate) type LinearMerged = for<'m> fn(
+    &mut MergedCursor<'m>,
+    u16,
+    &Matrix<'m>,
+    &[f32],
+    Codes<'_>,
+    &mut [f32],
+    &mut Scratch<'_>,
+) -> bool;
+
+/// y = W' x + b with the merged matrix of `site`, whose base weight is `w`. False, and nothing done, if the site is not patched.
+pub(crate) fn linear_merged<'m>(
+    cursor: &mut MergedCursor<'m>,
+    site: u16,
+    w: &Matrix<'m>,
+    bias: &[f32],
+    x: Codes<'_>,
+    y: &mut [f32],
+    scratch: &mut Scratch<'_>,
+) -> bool {
+    match cursor.take(site, w) {
+        None => return false,
+        Some(Merged::Int16 { words, scales }) => {
+            linear_wide((words, scales), w.cols, bias, x, y, scratch);
+        }
+        Some(Merged::Int8(w)) => {
+            let Floats::F32(scales) = w.scales else { return false };
+            linear(&w, scales, bias, None, x, y, scratch);
+        }
+    }
+    true
 }
 
 /// y = W x + b for all tokens of `x`, with 16-bit codes `[rows, words]` and their row scales; `cols` codes of a token count.

@@ -8,22 +8,30 @@ use rankpatch_format::base::Matrix;
 use crate::kernels::float;
 use crate::math;
 
-/// y = x / sqrt(mean(x^2) + eps) * weight, per row of `weight.len()`; `y` is `x`, or apart from it.
-pub(crate) fn rms_norm(x: &[Cell<f32>], weight: &[f32], eps: f32, y: &[Cell<f32>]) {
+/// With a bias y = (x - mean) / sqrt(var + eps) * weight + bias, without one y = x / sqrt(mean(x^2) + eps) * weight, per row of
+/// `weight.len()`; `y` is `x`, or apart from it.
+pub(crate) fn norm(x: &[Cell<f32>], weight: &[f32], bias: Option<&[f32]>, eps: f32, y: &[Cell<f32>]) {
     let width = weight.len().max(1);
     for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
-        let inverse = math::inv_sqrt(float::sum_of_squares(x) / width as f32 + eps);
-        float::scale(x, inverse, weight, y);
+        norm_row(x, weight, bias, eps, y);
     }
 }
 
-/// y = (x - mean) / sqrt(var + eps) * weight + bias, per row of `weight.len()`; `y` is `x`, or apart from it.
-pub(crate) fn layer_norm(x: &[Cell<f32>], weight: &[f32], bias: &[f32], eps: f32, y: &[Cell<f32>]) {
-    let width = weight.len().max(1);
-    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
-        let mean = float::sum(x) / width as f32;
-        let inverse = math::inv_sqrt(float::sum_of_deviations(x, mean) / width as f32 + eps);
-        float::normalize(x, [mean, inverse], weight, bias, y);
+/// [`norm`] of one row.
+// Not inlined: there would be one loop over rows with a bias and one without.
+#[inline(never)]
+fn norm_row(x: &[Cell<f32>], weight: &[f32], bias: Option<&[f32]>, eps: f32, y: &[Cell<f32>]) {
+    let width = weight.len() as f32;
+    let (mean, squares) = if bias.is_some() {
+        let mean = float::sum(x) / width;
+        (mean, float::sum_of_deviations(x, mean))
+    } else {
+        (0.0, float::sum_of_squares(x))
+    };
+    let inverse = math::inv_sqrt(squares / width + eps);
+    match bias {
+        Some(bias) => float::normalize(x, [mean, inverse], weight, bias, y),
+        None => float::scale(x, inverse, weight, y),
     }
 }
 

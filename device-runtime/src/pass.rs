@@ -5,7 +5,7 @@ use core::cell::Cell;
 use core::ops::Range;
 
 use rankpatch_format::adapter::Biases;
-use rankpatch_format::base::{Base, ValueInfo};
+use rankpatch_format::base::Base;
 use rankpatch_format::graph::{Op, TensorId, ValueId};
 use rankpatch_format::numbers::Room;
 
@@ -23,8 +23,8 @@ pub(crate) struct Pass<'p, 'a> {
     pub(crate) values: &'p mut [f32],
     pub(crate) rows: usize,
     pub(crate) position: usize,
-    /// The value whose codes are at hand.
-    pub(crate) quantized: Option<ValueId>,
+    /// The value whose codes are at hand, and its rows.
+    pub(crate) quantized: Option<(ValueId, usize)>,
 }
 
 impl<'a> Pass<'_, 'a> {
@@ -36,19 +36,19 @@ impl<'a> Pass<'_, 'a> {
         self.biases.of(id).unwrap_or_else(|| room.read(self.base.floats(id)))
     }
 
-    fn width(&self, id: ValueId) -> usize {
-        self.base.value(id).width as usize
+    // One copy of this and of `range`: every operator asks for some.
+    #[inline(never)]
+    pub(crate) fn width(&self, id: ValueId) -> usize {
+        self.base.value_inlined(id).width as usize
     }
 
-    pub(crate) fn count(&self, id: ValueId) -> usize {
+    fn count(&self, id: ValueId) -> usize {
         self.base.value(id).rows.count(self.rows)
     }
 
+    #[inline(never)]
     fn range(&self, id: ValueId) -> Range<usize> {
-        self.place(&self.base.value(id))
-    }
-
-    fn place(&self, value: &ValueInfo) -> Range<usize> {
+        let value = self.base.value_inlined(id);
         let start = value.offset as usize / 4;
         start..start + value.rows.count(self.rows) * value.width as usize
     }
@@ -58,25 +58,26 @@ impl<'a> Pass<'_, 'a> {
         self.values.get_mut(range).unwrap_or(&mut [])
     }
 
-    /// Makes the codes of `id`, unless the operator before needed the same.
-    pub(crate) fn quantize(&mut self, id: ValueId, codes: &mut [i8], scales: &mut [f32]) {
-        if self.quantized == Some(id) {
-            return;
+    /// Makes the codes of `id`, unless the operator before needed the same. Returns its rows.
+    pub(crate) fn quantize(&mut self, id: ValueId, codes: &mut [i8], scales: &mut [f32]) -> usize {
+        if let Some((_, count)) = self.quantized.filter(|(quantized, _)| *quantized == id) {
+            return count;
         }
-        let value = self.base.value(id);
-        let (width, place) = (value.width as usize, self.place(&value));
+        let (width, place) = (self.width(id), self.range(id));
         let rows = self.values.get(place).unwrap_or(&[]).chunks_exact(width.max(1));
+        let count = rows.len();
         for ((row, codes), scale) in rows.zip(codes.chunks_mut(stride(width).max(1))).zip(scales) {
             *scale = kernels::quantize(row, codes);
         }
-        self.quantized = Some(id);
+        self.quantized = Some((id, count));
+        count
     }
 
-    /// Values that may lie on each other.
-    fn cells<const N: usize>(&mut self, ids: [ValueId; N]) -> [&[Cell<f32>]; N] {
-        let places = ids.map(|id| self.range(id));
+    /// Two values that may lie on each other.
+    fn cells(&mut self, x: ValueId, y: ValueId) -> [&[Cell<f32>]; 2] {
+        let (x, y) = (self.range(x), self.range(y));
         let values = Cell::from_mut(&mut *self.values).as_slice_of_cells();
-        places.map(|place| values.get(place).unwrap_or(&[]))
+        [values.get(x).unwrap_or(&[]), values.get(y).unwrap_or(&[])]
     }
 
     /// The output of operator `index` with a copy of its input `id` in it, unless the plan lets it work in place.
@@ -90,8 +91,18 @@ impl<'a> Pass<'_, 'a> {
 
     /// Copies between two places that the plan keeps apart.
     fn copy(&mut self, from: Range<usize>, to: Range<usize>) {
-        let Ok([from, to]) = self.values.get_disjoint_mut([from, to]) else { return };
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        if let Some((from, to)) = self.beside(&from, &to) {
+            copy(from, to);
+        }
+    }
+
+    /// What lies in one place, and another place, which the plan keeps apart.
+    // One copy of the checks.
+    #[inline(never)]
+    fn beside(&mut self, from: &Range<usize>, to: &Range<usize>) -> Option<(&[f32], &mut [f32])> {
+        let (before, rest) = self.values.split_at_mut_checked(to.start)?;
+        let (y, after) = rest.split_at_mut_checked(to.len())?;
+        Some((outside(before, after, to, from), y))
     }
 
     /// Attention over the keys so far, which `cache` keeps: `room` of them for each key head.
@@ -108,20 +119,31 @@ impl<'a> Pass<'_, 'a> {
         let (shape, position) = (heads.shape, self.position);
         // Attention works in place on the queries.
         self.copied(index, inputs[0]);
-        let Some(([_, k, v], y)) = self.around(inputs, index) else { return };
+        let Some(([k, v], y)) = self.around([inputs[1], inputs[2]], index) else { return };
         let Some((stored, codes)) = cache.split_first_chunk_mut::<2>() else { return };
-        let words = shape.code_words(room);
-        let new = k.chunks_exact(k_width).zip(v.chunks_exact(k_width));
-        for ((seen, row), (k, v)) in (position..).zip(y.chunks_exact_mut(q_width)).zip(new) {
+        let words = shape.code_words(room).max(1);
+        let (mut keys, mut values) = (k, v);
+        for (seen, row) in (position..).zip(y.chunks_exact_mut(q_width)) {
+            let (Some((mut k, later)), Some((mut v, left))) =
+                (keys.split_at_checked(k_width), values.split_at_checked(k_width))
+            else {
+                return;
+            };
+            (keys, values) = (later, left);
             let before = if seen == 0 { Exponents::NONE } else { Exponents::load(*stored) };
             let exponents = before.including(shape, k, v);
-            let columns = k.chunks_exact(shape.head_size.max(1)).zip(v.chunks_exact(shape.head_size.max(1)));
-            for (memory, (k, v)) in codes.chunks_exact_mut(words).zip(columns) {
+            for memory in codes.chunks_exact_mut(words) {
+                let (Some((own_k, later)), Some((own_v, left))) =
+                    (k.split_at_checked(shape.head_size), v.split_at_checked(shape.head_size))
+                else {
+                    return;
+                };
+                (k, v) = (later, left);
                 let Some(mut past) = KeyHead::new(shape, memory, room) else { return };
                 if exponents != before {
                     past.shorten(seen, before, exponents);
                 }
-                past.push(seen, exponents, k, v, scratch.query);
+                past.push(seen, exponents, own_k, own_v, scratch.query);
             }
             *stored = exponents.store();
             attend_row(row, heads, [seen + 1, room], exponents, codes, scratch);
@@ -152,19 +174,21 @@ impl<'a> Pass<'_, 'a> {
         let memory: &mut [u32] = bytemuck::cast_slice_mut(memory);
         for key_head in 0..heads.n_kv_heads {
             let Some(mut past) = KeyHead::new(shape, &mut *memory, keys) else { return };
-            let rows = [&k_place, &v_place].map(|from| outside(before, after, &place, from));
-            let [k, v] =
-                rows.map(|rows| rows.get(key_head * shape.head_size..).unwrap_or(&[]).chunks(k_width));
-            for (seen, (k, v)) in k.zip(v).enumerate() {
-                let [k, v] = [k, v].map(|row| row.get(..shape.head_size).unwrap_or(&[]));
+            for seen in 0..keys {
+                let at = seen * k_width + key_head * shape.head_size;
+                let [k, v] = [&k_place, &v_place].map(|all| {
+                    let start = all.start + at;
+                    outside(before, after, &place, &(start..start + shape.head_size))
+                });
                 past.push(seen, exponents, k, v, scratch.query);
             }
-            let q = if q_place.end <= place.start {
-                before.get_mut(q_place.clone())
+            let (side, first) = if q_place.end <= place.start {
+                (&mut *before, q_place.start)
             } else {
-                after.get_mut(q_place.start.saturating_sub(place.end)..q_place.end.saturating_sub(place.end))
+                (&mut *after, q_place.start.saturating_sub(place.end))
             };
-            for row in q.unwrap_or(&mut []).chunks_exact_mut(q_width) {
+            let queries = side.get_mut(first..first + q_place.len()).unwrap_or(&mut []);
+            for row in queries.chunks_exact_mut(q_width) {
                 let own = row.get_mut(key_head * group..(key_head + 1) * group).unwrap_or(&mut []);
                 attend_row(own, one_key_head, [keys, keys], exponents, memory, scratch);
             }
@@ -173,7 +197,7 @@ impl<'a> Pass<'_, 'a> {
     }
 
     /// Values and the output of operator `index`, whose places the plan keeps apart. The values may be one.
-    fn around(&mut self, inputs: [ValueId; 3], index: u16) -> Option<([&[f32]; 3], &mut [f32])> {
+    fn around(&mut self, inputs: [ValueId; 2], index: u16) -> Option<([&[f32]; 2], &mut [f32])> {
         let (places, to) = (inputs.map(|id| self.range(id)), self.range(index));
         let (before, rest) = self.values.split_at_mut_checked(to.start)?;
         let (y, after) = rest.split_at_mut_checked(to.len())?;
@@ -187,18 +211,18 @@ impl<'a> Pass<'_, 'a> {
         'a: 'r,
     {
         let base = self.base;
-        let width = base.value(index).width as usize;
+        let width = self.width(index);
         match *op {
             Op::RmsNorm { input, weight, eps } if TEXT => {
                 let weight = room.read(base.floats(weight));
-                let [x, y] = self.cells([input, index]);
-                ops::rms_norm(x, weight, eps, y);
+                let [x, y] = self.cells(input, index);
+                ops::norm(x, weight, None, eps, y);
             }
             Op::LayerNorm { input, weight, bias, eps } => {
                 let bias = self.bias(bias, &mut room);
                 let weight = room.read(base.floats(weight));
-                let [x, y] = self.cells([input, index]);
-                ops::layer_norm(x, weight, bias, eps, y);
+                let [x, y] = self.cells(input, index);
+                ops::norm(x, weight, Some(bias), eps, y);
             }
             Op::Rope { input, inv_freq } if TEXT => {
                 let position = self.position;
@@ -235,8 +259,8 @@ impl<'a> Pass<'_, 'a> {
             }
             Op::MeanPool { input } => {
                 let count = self.count(input) as f32;
-                let ranges = [self.range(input), self.range(index)];
-                let Ok([x, y]) = self.values.get_disjoint_mut(ranges) else { return };
+                let (from, to) = (self.range(input), self.range(index));
+                let Some((x, y)) = self.beside(&from, &to) else { return };
                 y.fill(0.0);
                 ops::accumulate(x, y);
                 y.iter_mut().for_each(|y| *y /= count);
@@ -247,14 +271,17 @@ impl<'a> Pass<'_, 'a> {
     }
 
     fn binary(&mut self, index: u16, a: ValueId, b: ValueId, f: fn(&mut [f32], &[f32])) {
-        let [from, other, to] = [a, b, index].map(|id| self.range(id));
-        if from.start != to.start {
-            self.copy(from, to.clone());
-        }
+        self.copied(index, a);
+        let (other, to) = (self.range(b), self.range(index));
         // The plan gives an operator that reads one value twice a place of its own.
-        let Ok([y, b]) = self.values.get_disjoint_mut([to, other]) else { return };
+        let Some((b, y)) = self.beside(&other, &to) else { return };
         f(y, b);
     }
+}
+
+/// Copies as many numbers as both have.
+fn copy(from: &[f32], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
 }
 
 /// The range `from` of what lies `before` and `after` the range `place`.

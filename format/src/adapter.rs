@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{Base, Names, Sites, check_scales, count_names};
 use crate::graph::Rows;
 use crate::header::{self, Header};
+use crate::numbers::to_f32;
 use crate::read::Reader;
 use crate::{Error, MAX_RANK, Result, What};
 
@@ -164,7 +165,7 @@ impl<'a> Head<'a> {
 }
 
 fn f16s(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())
+    bytes.as_chunks::<2>().0.iter().map(|bytes| to_f32(f16::from_le_bytes(*bytes)))
 }
 
 fn f32s(bytes: &[u8]) -> impl Iterator<Item = f32> {
@@ -218,7 +219,6 @@ impl<'a> Preview<'a> {
 pub struct Adapter<'a> {
     header: Header,
     body: Body<'a>,
-    file_bytes: usize,
     /// Biases first.
     payload: &'a [u8],
     head: Option<Head<'a>>,
@@ -237,7 +237,7 @@ impl<'a> Adapter<'a> {
     /// # Errors
     /// An [`Error`] that names the first thing found wrong.
     pub fn new(file: &'a [u8], base: &Base<'_>) -> Result<Self> {
-        let Preview { header, body, file, payload: whole } = Preview::new(file)?;
+        let Preview { header, body, payload: whole, .. } = Preview::new(file)?;
         if header.base_id != base.id() {
             return Err(Error::WrongBase { expected: base.id(), found: header.base_id });
         }
@@ -307,7 +307,7 @@ impl<'a> Adapter<'a> {
                 payload.get(payload.len().saturating_sub(head_bytes as usize)..).unwrap_or(&[]),
             ),
         });
-        Ok(Self { header, body, file_bytes: file.len(), payload: whole, head, n_patches, max_rank })
+        Ok(Self { header, body, payload: whole, head, n_patches, max_rank })
     }
 
     /// The header.
@@ -322,7 +322,7 @@ impl<'a> Adapter<'a> {
 
     /// Bytes of the file.
     pub fn file_bytes(&self) -> usize {
-        self.file_bytes
+        self.header.file_bytes as usize
     }
 
     /// The payload without biases: A and B of each patched site in order, then the head's codes.

@@ -120,7 +120,7 @@ impl TensorInfo {
 
     /// Bytes of the row scales before the codes, padded to [`ALIGN`].
     fn scales_bytes(self) -> u32 {
-        self.rows.saturating_mul(self.number_bytes()).div_ceil(16).saturating_mul(16)
+        self.rows.saturating_mul(self.number_bytes()).saturating_add(15) & !15
     }
 
     fn shape(self) -> TensorShape {
@@ -158,7 +158,8 @@ impl ValueInfo {
     }
 
     /// The record in `bytes`, the last two of which were checked to be a number of rows.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "a dozen instructions, for each operator and value of a pass")]
     fn from_bytes(bytes: &[u8; VALUE_RECORD_BYTES]) -> Self {
         let &[o0, o1, o2, o3, w0, w1, w2, w3, l0, l1, one, extra] = bytes;
         Self {
@@ -170,6 +171,7 @@ impl ValueInfo {
     }
 
     /// Bytes of the value in a pass over `tokens` tokens. Saturates instead of overflowing.
+    #[inline(never)]
     pub fn bytes(&self, tokens: u32) -> u32 {
         let rows = match self.rows {
             Rows::Tokens { extra } => tokens.saturating_add(extra.into()),
@@ -333,11 +335,13 @@ impl<'a> Base<'a> {
             if info.layout.is_some() {
                 check_scales(What::Row, owner, self.matrix(owner).scales.iter())?;
                 let codes = self.matrix(owner).codes;
+                // Two loops of their own: `contains` would be a function, and called for every word.
+                let is_forbidden = |code: &i8| *code == i8::MIN;
                 let forbidden = match info.layout {
                     Some(Layout::Dsp4x4) => {
-                        codes.as_chunks().0.iter().any(|word| decode_dsp_word(*word).contains(&i8::MIN))
+                        codes.as_chunks().0.iter().any(|word| decode_dsp_word(*word).iter().any(is_forbidden))
                     }
-                    _ => codes.contains(&i8::MIN),
+                    _ => codes.iter().any(is_forbidden),
                 };
                 if forbidden {
                     return Err(Error::Malformed { what: What::Code });
@@ -626,8 +630,8 @@ impl<'a> Base<'a> {
     }
 
     fn tensor_info(&self, id: TensorId) -> Option<TensorInfo> {
-        let record = self.manifest.tensors.get(usize::from(id) * TENSOR_RECORD_BYTES..)?;
-        TensorInfo::from_bytes(record.first_chunk()?)
+        let (records, _) = self.manifest.tensors.as_chunks();
+        TensorInfo::from_bytes(records.get(usize::from(id))?)
     }
 
     /// Number of tensors.
@@ -636,8 +640,16 @@ impl<'a> Base<'a> {
     }
 
     /// The record of a value; an empty one if there is no such value.
-    #[inline]
+    // One copy for all but those who ask most.
+    #[inline(never)]
     pub fn value(&self, id: ValueId) -> ValueInfo {
+        self.value_inlined(id)
+    }
+
+    /// [`Base::value`], for those who ask several times an operator.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "little more than the call")]
+    pub fn value_inlined(&self, id: ValueId) -> ValueInfo {
         let records = self.manifest.values.get(usize::from(id) * VALUE_RECORD_BYTES..);
         let record = records.and_then(<[u8]>::first_chunk);
         ValueInfo::from_bytes(record.unwrap_or(&[0; VALUE_RECORD_BYTES]))
@@ -652,9 +664,11 @@ impl<'a> Base<'a> {
     pub fn matrix(&self, id: TensorId) -> Matrix<'a> {
         let empty = Matrix { rows: 0, cols: 0, layout: Layout::RowMajor, codes: &[], scales: Floats::EMPTY };
         let Some(info @ TensorInfo { layout: Some(layout), .. }) = self.tensor_info(id) else { return empty };
-        let scales = self.section(info.offset, info.rows.saturating_mul(info.number_bytes()));
-        let codes =
-            self.section(info.offset.saturating_add(info.scales_bytes()), layout.bytes(info.rows, info.cols));
+        let section = self.section(info.offset, info.section_bytes());
+        let Some((scales, codes)) = section.split_at_checked(info.scales_bytes() as usize) else {
+            return empty;
+        };
+        let scales = scales.get(..(info.rows * info.number_bytes()) as usize).unwrap_or(&[]);
         Matrix {
             rows: info.rows as usize,
             cols: info.cols as usize,
@@ -755,7 +769,8 @@ pub(crate) fn count_names(bytes: &[u8]) -> Option<u32> {
 /// Refuses scales that are not positive, finite, normal numbers.
 pub(crate) fn check_scales(what: What, owner: u16, scales: impl Iterator<Item = f32>) -> Result<()> {
     for (index, value) in scales.enumerate() {
-        if !(value.is_normal() && value > 0.0) {
+        // By its bits: those of positive numbers ascend as the numbers do.
+        if !(f32::MIN_POSITIVE.to_bits()..f32::INFINITY.to_bits()).contains(&value.to_bits()) {
             return Err(Error::BadScale { what, owner, index: index as u32, value });
         }
     }

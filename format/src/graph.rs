@@ -511,7 +511,8 @@ impl Op {
 
 /// Refuses a factor or an eps that is not positive and finite.
 fn positive(op: u16, what: What, value: f32) -> Result<()> {
-    if value.is_finite() && value > 0.0 {
+    // By its bits: those of positive numbers ascend as the numbers do.
+    if (1..f32::INFINITY.to_bits()).contains(&value.to_bits()) {
         Ok(())
     } else {
         Err(Error::BadScale { what, owner: op, index: 0, value })

@@ -86,11 +86,18 @@ impl<'a> Tokenizer<'a> {
         if let Some(at) = this.scores.iter().position(|score| !score.is_finite()) {
             return Err(Error::NotFinite { what: What::TokenScore, index: at as u32 });
         }
-        let longest = (0..info.vocab_size as u16).map(|id| this.piece(id).len()).max().unwrap_or(0) as u32;
+        let (mut start, mut longest, mut ascending) = (0, 0, true);
+        for end in this.ends {
+            ascending &= start <= *end;
+            if *end as usize <= this.bytes.len() {
+                longest = longest.max(end.saturating_sub(start));
+            }
+            start = *end;
+        }
         if longest > MAX_PIECE_BYTES {
             return Err(Error::OutOfRange { what: What::PieceLength, found: longest, max: MAX_PIECE_BYTES });
         }
-        let ascending = this.ends.is_sorted() && this.ends.last().copied() == Some(this.bytes.len() as u32);
+        ascending &= start as usize == this.bytes.len();
         let known = this.order.iter().all(|id| u32::from(*id) <= max);
         if !ascending || !known || !this.order.is_sorted_by(|a, b| this.piece(*a) < this.piece(*b)) {
             return malformed;

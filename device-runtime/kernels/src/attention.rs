@@ -31,15 +31,13 @@ pub fn code_words(x: &[f32], factor: f32, words: &mut [u32]) {
         return words.fill(0);
     }
     let (groups, rest) = x.as_chunks::<8>();
-    let (whole, last) = words.as_chunks_mut::<4>();
-    if groups.len() > whole.len() {
+    let Some((whole, free)) = words.split_at_mut_checked(4 * groups.len()) else {
         debug_assert!(false, "code_words: {} words for {} values", words.len(), x.len());
         return;
-    }
-    let (whole, free) = whole.split_at_mut_checked(groups.len()).unwrap_or_default();
-    core_kernels::code_groups(groups, factor, ROUND_MAGIC, whole);
+    };
+    core_kernels::code_groups(groups, factor, ROUND_MAGIC, whole.as_chunks_mut().0);
     let mut codes = rest.iter().map(|x| u32::from((x * factor + ROUND_MAGIC).to_bits() as u16));
-    for word in free.as_flattened_mut().iter_mut().chain(last) {
+    for word in free {
         let low = codes.next().unwrap_or(0);
         *word = low | codes.next().unwrap_or(0) << 16;
     }
@@ -76,6 +74,5 @@ pub fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
         debug_assert!(false, "weigh: expected {} rows of {} columns", weights.len(), totals.len());
         return;
     };
-    totals.fill(0);
     core_kernels::weigh(values, weights, totals);
 }

@@ -156,7 +156,7 @@ pub(super) fn down(a: &[i8], x: &[i8], words: &Words<'_>, z: &mut [i32]) {
 fn down_unprepared(a: &[i8], x: &[i8], z: &mut [i32]) {
     let k = x.len();
     if k < 4 {
-        return narrow(a, x, z);
+        return reference::foreign(Layout::RowMajor, a, x, z);
     }
     z.fill(0);
     let mut words = [MaybeUninit::uninit(); 2 * STACK_BLOCKS];
@@ -175,15 +175,6 @@ fn down_unprepared(a: &[i8], x: &[i8], z: &mut [i32]) {
         z.iter_mut().for_each(|z| *z = z.wrapping_sub(128 * even_sum));
         row_major::down(a, k, columns, z);
         start += codes.len();
-    }
-}
-
-/// A row-major product of less than four columns.
-#[cold]
-fn narrow(a: &[i8], x: &[i8], z: &mut [i32]) {
-    z.fill(0);
-    for (z, row) in z.iter_mut().zip(a.chunks_exact(x.len().max(1))) {
-        *z = row.iter().zip(x).fold(0, |sum, (&a, &x)| sum + i32::from(a) * i32::from(x));
     }
 }
 

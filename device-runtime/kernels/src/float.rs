@@ -127,25 +127,26 @@ pub fn normalize(x: &[Cell<f32>], [mean, factor]: [f32; 2], weight: &[f32], bias
 /// `sum_i x[i]` in four lanes: term i goes to lane i mod 4, then (lane 0 + lane 1) + (lane 2 + lane 3).
 pub fn sum(x: &[Cell<f32>]) -> f32 {
     let (x8, x1) = x.as_chunks();
-    finish(groups::lanes_of_sum(x8), x1.iter().map(Cell::get))
+    finish(groups::lanes_of_sum(x8), x1, 0.0, |x, _| x)
 }
 
 /// `sum_i x[i]^2` in four lanes, as [`sum`].
 pub fn sum_of_squares(x: &[Cell<f32>]) -> f32 {
     let (x8, x1) = x.as_chunks();
-    finish(groups::lanes_of_squares(x8), x1.iter().map(|x| x.get() * x.get()))
+    finish(groups::lanes_of_squares(x8), x1, 0.0, |x, _| x * x)
 }
 
 /// `sum_i (x[i] - mean)^2` in four lanes, as [`sum`].
 pub fn sum_of_deviations(x: &[Cell<f32>], mean: f32) -> f32 {
     let (x8, x1) = x.as_chunks();
-    finish(groups::lanes_of_deviations(x8, mean), x1.iter().map(|x| (x.get() - mean) * (x.get() - mean)))
+    finish(groups::lanes_of_deviations(x8, mean), x1, mean, |x, mean| (x - mean) * (x - mean))
 }
 
 /// Less than eight last terms, and the sum of the lanes.
-fn finish(mut lanes: [f32; 4], mut terms: impl Iterator<Item = f32>) -> f32 {
-    for _ in 0..2 {
-        lanes.iter_mut().zip(&mut terms).for_each(|(lane, term)| *lane += term);
+#[inline(never)]
+fn finish(mut lanes: [f32; 4], last: &[Cell<f32>], mean: f32, term: fn(f32, f32) -> f32) -> f32 {
+    for group in last.chunks(4) {
+        lanes.iter_mut().zip(group).for_each(|(lane, x)| *lane += term(x.get(), mean));
     }
     let [l0, l1, l2, l3] = lanes;
     (l0 + l1) + (l2 + l3)

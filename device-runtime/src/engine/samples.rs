@@ -120,7 +120,7 @@ impl Engine<'_> {
 
     /// The next feature row, from the frame that is complete; the samples that the next frame shares stay.
     fn make_row(&mut self, front_end: &FrontEnd<'_>) {
-        let value = self.base.value(0);
+        let value = self.base.value_inlined(0);
         let width = value.width as usize;
         let start = value.offset as usize / 4 + self.heard.rows * width;
         let Some(row) = self.arena.values.get_mut(start..start + width) else { return };
@@ -141,7 +141,7 @@ impl Engine<'_> {
         if !self.base.streaming() {
             self.heard.samples = 0;
         }
-        self.pass::<u16>(&Input::Made, rows);
+        self.pass::<u16>(Input::Made, rows);
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn weight(distance: i32, slope: i32) -> u32 {
 }
 
 pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
+    totals.fill(0);
     let columns = totals.len().max(1);
     for (values, weights) in values.chunks(BLOCK_KEYS / 2 * columns).zip(weights.chunks(BLOCK_KEYS / 2)) {
         // Eight columns at a time stay in registers over a block.

@@ -8,10 +8,13 @@ use core::mem::MaybeUninit;
 #[cold]
 #[inline(never)]
 pub(super) fn tails(x: &[i8]) -> ([i32; 2], [i32; 2], i32) {
-    let (_, rest) = x.as_chunks::<4>();
-    let (mut first, mut last) = ([0i8; 4], [0i8; 4]);
-    first.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    last.iter_mut().rev().zip(rest.iter().rev()).for_each(|(to, from)| *to = *from);
+    // The rest begins here, as far from the end of `last` as from that of `x`.
+    let start = x.len() & !3;
+    let first = core::array::from_fn(|i| x.get(start + i).copied().unwrap_or(0));
+    let last: [i8; 4] = core::array::from_fn(|i| {
+        let at = (x.len() + i).wrapping_sub(4);
+        if at < start { 0 } else { x.get(at).copied().unwrap_or(0) }
+    });
     (block(first), block(last), i32::from(last[0]) + i32::from(last[2]))
 }
 

@@ -50,11 +50,12 @@ fn up_any_rank(b: &[i8], v: &[i16], multiplier: i32, acc: &mut [i32]) -> usize {
     if !(1..=MAX_RANK).contains(&r) {
         return 0;
     }
-    let mut words = [[0i16; 4]; MAX_RANK / 4];
-    for (words, v) in words.iter_mut().zip(v.chunks(4)) {
-        // As `SXTB16` finds the codes in a word: (v0, v2), (v1, v3).
-        let v = |i: usize| v.get(i).copied().unwrap_or(0);
-        *words = [v(0), v(2), v(1), v(3)];
+    let mut words = [0i16; MAX_RANK];
+    for (j, v) in v.iter().enumerate() {
+        // As `SXTB16` finds the codes in a word: (v0, v2), (v1, v3). The two lowest bits of the index change places.
+        if let Some(word) = words.get_mut(j & !3 | (j & 1) << 1 | (j >> 1) & 1) {
+            *word = *v;
+        }
     }
     // The loop reads whole words: up to three bytes beyond a row, which must not be beyond the matrix.
     let readable = b.len().saturating_sub(r.next_multiple_of(4) - r);
@@ -66,7 +67,7 @@ fn up_any_rank(b: &[i8], v: &[i16], multiplier: i32, acc: &mut [i32]) -> usize {
     let acc = acc.as_mut_ptr_range();
     // SAFETY: `acc` is a positive multiple of four long, and `b` has a row of `r` bytes for each and what the loop reads beyond
     // the last. `words` has eight bytes for each four of `r`, aligned to 2; the function reads it with single loads.
-    unsafe { up_any(b.as_ptr(), words.as_ptr().cast(), acc.start, acc.end, multiplier, r) };
+    unsafe { up_any(b.as_ptr(), words.as_ptr(), acc.start, acc.end, multiplier, r) };
     rows
 }
 

@@ -363,13 +363,14 @@ pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
         64 => weigh_64,
         _ => return weigh_fours(values, weights, totals),
     };
-    let blocks = values.chunks(BLOCK_KEYS / 2 * columns).zip(weights.chunks(BLOCK_KEYS / 2));
-    for (values, weights) in blocks {
-        for (totals, from) in totals.as_chunks_mut::<8>().0.iter_mut().zip((0..columns).step_by(8)) {
-            let values = values.as_ptr().wrapping_add(from);
+    for (totals, from) in totals.as_chunks_mut::<8>().0.iter_mut().zip((0..).step_by(8)) {
+        *totals = [0; 8];
+        let mut values = values.as_ptr().wrapping_add(from);
+        for weights in weights.chunks(BLOCK_KEYS / 2) {
             // SAFETY: there is at least one word of weights, and for each a row of so many columns, of which the eight
             // from `from` on lie within it.
             unsafe { kernel(values, weights.as_ptr(), weights.len(), totals) };
+            values = values.wrapping_add(BLOCK_KEYS / 2 * columns);
         }
     }
 }
@@ -377,14 +378,16 @@ pub(crate) fn weigh(values: &[u32], weights: &[u32], totals: &mut [i32]) {
 /// [`weigh`] for heads of any other size, four columns at a time.
 #[cold]
 fn weigh_fours(values: &[u32], weights: &[u32], totals: &mut [i32]) {
-    let columns = totals.len().max(1);
+    let columns = totals.len();
     let (fours, rest) = totals.as_chunks_mut::<4>();
     debug_assert!(rest.is_empty(), "expected columns by fours, found {columns}");
-    for (values, weights) in values.chunks(BLOCK_KEYS / 2 * columns).zip(weights.chunks(BLOCK_KEYS / 2)) {
-        for (totals, from) in fours.iter_mut().zip((0..columns).step_by(4)) {
-            let values = values.as_ptr().wrapping_add(from);
+    for (totals, from) in fours.iter_mut().zip((0..).step_by(4)) {
+        *totals = [0; 4];
+        let mut values = values.as_ptr().wrapping_add(from);
+        for weights in weights.chunks(BLOCK_KEYS / 2) {
             // SAFETY: as in `weigh`, with four columns.
             unsafe { weigh_any(values, weights.as_ptr(), weights.len(), totals, 4 * columns) };
+            values = values.wrapping_add(BLOCK_KEYS / 2 * columns);
         }
     }
 }
