@@ -51,7 +51,8 @@ struct MergedAdapter<'a> {
 
 enum MergedMemory<'a> {
     Ram(MergedType, &'a mut [u8]),
-    Image(MergedImage<'a>),
+    /// A [`MergedImage`], one word smaller.
+    Image(MergedType, &'a [u8]),
 }
 
 /// Rows that go into a pass. Token ids have 16 bits on a device; a host also runs vocabularies that need more.
@@ -204,7 +205,7 @@ impl<'a> Engine<'a> {
     pub fn attach_image(&mut self, adapter: Adapter<'a>, region: &'a [u8]) -> Result<Attachment> {
         self.check(&adapter)?;
         let image = MergedImage::new(&self.base, &adapter, region)?;
-        Ok(self.attach_memory(&adapter, MergedMemory::Image(image), 0))
+        Ok(self.attach_memory(&adapter, MergedMemory::Image(image.kind, image.matrices), 0))
     }
 
     fn attach_memory(
@@ -230,7 +231,7 @@ impl<'a> Engine<'a> {
         defmt::debug!("detached");
         match self.attached.take()?.merged?.memory {
             MergedMemory::Ram(_, memory) => Some(memory),
-            MergedMemory::Image(_) => None,
+            MergedMemory::Image(..) => None,
         }
     }
 
@@ -448,7 +449,7 @@ impl<'a> Engine<'a> {
                 let (kind, memory) = match merged.as_ref().map(|merged| &merged.memory) {
                     None => (MergedType::Int8, &[][..]),
                     Some(MergedMemory::Ram(kind, memory)) => (*kind, &**memory),
-                    Some(MergedMemory::Image(image)) => (image.kind, image.matrices),
+                    Some(MergedMemory::Image(kind, memory)) => (*kind, *memory),
                 };
                 MergedCursor { patches: adapter.cursor(), kind, memory }
             }

@@ -7,7 +7,7 @@ use crate::{Board, Link, Parts, Slots};
 
 /// Most bytes of RAM that running a base takes besides the arena, wherever a program keeps the engine. There are no statics.
 #[cfg(target_pointer_width = "32")]
-const ENGINE_BYTES: usize = 472;
+const ENGINE_BYTES: usize = 464;
 #[cfg(target_pointer_width = "32")]
 const _: () = assert!(size_of::<Engine<'static>>() <= ENGINE_BYTES);
 
