@@ -166,23 +166,36 @@ impl LoraConfig {
     /// `read` is the value that the task reads: the network's output, or its features if the task has a head.
     ///
     /// # Errors
-    /// [`TrainError::NoSite`] if a pattern of `target_modules` or a site list as a whole fits nothing, and
+    /// [`TrainError::NoSite`] if a pattern fits nothing, [`TrainError::BadValue`] if `exclude_modules` leaves nothing, and
     /// [`TrainError::SiteNotRead`] if the task does not depend on a site that was named; each lists what there is.
     /// [`TrainError::Rank`] for a rank that an adapter file cannot hold.
     pub fn bind(&self, network: &Network, read: ValueId) -> Result<Vec<BoundSite>, TrainError> {
         let reached = ancestors(&network.ops, read);
         let sites: Vec<Candidate<'_>> = candidates(network);
         let known = || sites.iter().map(|site| site.name).collect::<Vec<_>>().join(", ");
-        let no_site = |pattern: &str| TrainError::NoSite { pattern: pattern.to_owned(), known: known() };
+        let no_site =
+            |key, pattern: &str| TrainError::NoSite { key, pattern: pattern.to_owned(), known: known() };
         let excluded =
             |site: &Candidate<'_>| self.exclude_modules.iter().any(|pattern| fits(pattern, site.name));
         let mut bound = Vec::new();
         let all = self.target_modules.iter().any(|pattern| pattern == ALL_LINEAR);
         for pattern in self.target_modules.iter().filter(|pattern| *pattern != ALL_LINEAR) {
             let mut fitting = sites.iter().filter(|site| fits(pattern, site.name)).peekable();
-            fitting.peek().ok_or_else(|| no_site(pattern))?;
+            fitting.peek().ok_or_else(|| no_site("target_modules", pattern))?;
             if let Some(site) = fitting.find(|site| !excluded(site) && !reached[usize::from(site.value)]) {
                 return Err(TrainError::SiteNotRead { site: site.name.to_owned() });
+            }
+        }
+        if let Some(pattern) =
+            self.exclude_modules.iter().find(|pattern| !sites.iter().any(|site| fits(pattern, site.name)))
+        {
+            return Err(no_site("exclude_modules", pattern));
+        }
+        let ranks = self.rank_pattern.keys().map(|pattern| ("rank_pattern", pattern));
+        let alphas = self.alpha_pattern.keys().map(|pattern| ("alpha_pattern", pattern));
+        for (key, pattern) in ranks.chain(alphas) {
+            if !sites.iter().any(|site| fits_ending(pattern, site.name)) {
+                return Err(no_site(key, pattern));
             }
         }
         for site in &sites {
@@ -210,7 +223,13 @@ impl LoraConfig {
         // Nothing was asked for: the base stays as it is, and a head is all that is trained.
         let head_only = self.target_modules.is_empty() && !self.modules_to_save.is_empty();
         if bound.is_empty() && !head_only {
-            return Err(no_site(&self.target_modules.join(", ")));
+            let targets = self.target_modules.join(", ");
+            if self.exclude_modules.is_empty() {
+                return Err(no_site("target_modules", &targets));
+            }
+            let expected = format!("something left of target_modules = {targets:?}");
+            let found = format!("{:?}", self.exclude_modules.join(", "));
+            return Err(TrainError::BadValue { key: "exclude_modules", expected, found });
         }
         Ok(bound)
     }
@@ -349,14 +368,17 @@ pub fn row_scales(network: &Network, site: u16) -> Option<&[f32]> {
 }
 
 fn most_specific<'a, T>(patterns: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
-    let fitting = patterns.iter().filter(|(pattern, _)| {
-        if is_regex(pattern) {
-            regex_fits(&format!(r"(?:.*\.)?(?:{pattern})"), name)
-        } else {
-            fits(pattern, name)
-        }
-    });
+    let fitting = patterns.iter().filter(|(pattern, _)| fits_ending(pattern, name));
     fitting.max_by_key(|(pattern, _)| pattern.len()).map(|(_, value)| value)
+}
+
+/// Whether a pattern of `rank_pattern` or `alpha_pattern` names a site.
+fn fits_ending(pattern: &str, name: &str) -> bool {
+    if is_regex(pattern) {
+        regex_fits(&format!(r"(?:.*\.)?(?:{pattern})"), name)
+    } else {
+        fits(pattern, name)
+    }
 }
 
 /// Whether a pattern (see [`LoraConfig`]) names a site, or the module that the site is a part of.

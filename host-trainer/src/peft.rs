@@ -180,7 +180,10 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
         let found = view.shape().to_vec();
         let fits = |(found, wanted): (&usize, &Option<usize>)| wanted.is_none_or(|wanted| wanted == *found);
         if found.len() != expected.len() || !found.iter().zip(expected).all(fits) {
-            let expected = expected.iter().map(|wanted| wanted.unwrap_or_default()).collect();
+            // What may be any number is as found.
+            let any = |at: usize| found.get(at).copied().unwrap_or_default();
+            let expected =
+                (0..).zip(expected).map(|(at, wanted)| wanted.unwrap_or_else(|| any(at))).collect();
             return Err(Error::TensorShape { path: path.clone(), tensor: key, expected, found });
         }
         Ok(Some((found, files::f32_values(&path, &key, &view)?)))
@@ -190,13 +193,21 @@ pub fn read(folder: &Path, network: &Network) -> Result<FloatAdapter> {
     for module in modules::modules(network) {
         let (name, inner, out) = (&module.name, module.in_features, module.out_features);
         let (name_a, name_b) = (format!("{name}.lora_A.weight"), format!("{name}.lora_B.weight"));
-        let Some((dims, lora_a)) = take(&name_a, &[None, Some(inner)])? else { continue };
+        let half = |there: &str, absent: &str| {
+            Error::field(&path, "tensors", format!("{PREFIX}{absent} beside {there}"), "none")
+        };
+        let Some((dims, lora_a)) = take(&name_a, &[None, Some(inner)])? else {
+            if take(&name_b, &[Some(out), None])?.is_some() {
+                return Err(half(&name_b, &name_a));
+            }
+            continue;
+        };
         let rank = dims[0];
         if rank == 0 || rank > MAX_RANK as usize {
             return Err(Error::field(&path, format!("rank of {name_a}"), format!("1 to {MAX_RANK}"), rank));
         }
         let Some((_, lora_b)) = take(&name_b, &[Some(out), Some(rank)])? else {
-            return Err(Error::field(&path, "tensors", format!("{PREFIX}{name_b} beside {name_a}"), "none"));
+            return Err(half(&name_a, &name_b));
         };
         let (alpha, shape) = (peft.alpha_of(name), [inner, out]);
         let factors = ModuleFactors { name: name.clone(), rank, alpha, shape, lora_a, lora_b };

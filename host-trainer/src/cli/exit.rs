@@ -73,6 +73,11 @@ impl Failure {
     /// The lines to print: the chain of causes in one line, and the hint.
     pub fn render(&self) -> String {
         let hint = self.hint.as_ref().map_or(String::new(), |hint| format!("hint: {hint}\n"));
+        format!("error: {}\n{hint}", self.message())
+    }
+
+    /// The chain of causes in one line.
+    pub fn message(&self) -> String {
         let mut text = String::new();
         for cause in self.error.chain().map(ToString::to_string) {
             // Some errors end with their cause already.
@@ -81,7 +86,7 @@ impl Failure {
                 text += &cause;
             }
         }
-        format!("error: {text}\n{hint}")
+        text
     }
 }
 

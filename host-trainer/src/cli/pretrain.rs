@@ -36,10 +36,11 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from(&config.train.task));
     let (network, data) = prepare(&config)?;
     let mut trainer = Trainer::new(config.train, &network, data)?;
-    let history = train::train(&mut trainer, &out, args.resume, args.progress, console)?;
+    let (history, mut log) = train::train(&mut trainer, &out, args.resume, args.progress, console)?;
     console.note("measuring with the device's code");
     let folders = (out.as_path(), out.as_path());
     let summary =
         train::weights::finish(trainer.learner(), trainer.model(), &network, None, &history, folders)?;
+    log.keep();
     console.print(args.format, &summary, |summary| train::weights::text(summary, &out))
 }

@@ -49,6 +49,8 @@ impl Args for Overrides {
                     .long(key.replace('_', "-"))
                     .aliases(names.skip(1))
                     .value_name("VALUE")
+                    // So that what a key expects is said of a number below 0 too.
+                    .allow_negative_numbers(true)
                     .help(expected)
             },
         ))

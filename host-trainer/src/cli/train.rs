@@ -75,23 +75,24 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         let plan = Plan::new(trainer.learner(), &base)?;
         return console.print(args.format, &plan, Plan::text);
     }
-    let history = train(&mut trainer, &out, args.resume, args.progress, console)?;
+    let (history, mut log) = train(&mut trainer, &out, args.resume, args.progress, console)?;
     console.note(match &base {
         Trainable::Device(_) => "measuring with the device's code",
         Trainable::Host(..) => "measuring in float: devices do not run this base",
     });
     let summary = finish(trainer.learner(), trainer.model(), &base, &history, &out)?;
+    log.keep();
     console.print(args.format, &summary, |summary| text(summary, &out))
 }
 
-/// Trains to the end, with a log and checkpoints in the output folder.
+/// Trains to the end, with a log and checkpoints in the output folder. The log is to be kept once the outputs are written.
 pub(super) fn train(
     trainer: &mut Trainer,
     out: &Path,
     resume: bool,
     progress: Progress,
     console: &mut Console<'_>,
-) -> Outcome<History> {
+) -> Outcome<(History, RunLog)> {
     let checkpoint = out.join(CHECKPOINT);
     if resume {
         trainer.resume(&checkpoint)?;
@@ -112,7 +113,7 @@ pub(super) fn train(
         }
     })?;
     log.finish().map_err(failed)?;
-    Ok(History::read(&path)?)
+    Ok((History::read(&path)?, log))
 }
 
 /// A result that cannot be written.

@@ -84,7 +84,12 @@ fn label_names(path: &Path, bytes: &[u8]) -> Result<Option<Vec<String>>> {
     };
     let wrong =
         |error| Error::field(path, format!("metadata {LABEL_NAMES}"), "a JSON list of strings", error);
-    serde_json::from_str(names).map(Some).map_err(wrong)
+    let names: Vec<String> = serde_json::from_str(names).map_err(wrong)?;
+    if let Some((at, twice)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        let found = format!("{twice:?} again at {at}");
+        return Err(Error::field(path, format!("metadata {LABEL_NAMES}"), "names that differ", found));
+    }
+    Ok(Some(names))
 }
 
 fn whole_numbers(path: &Path, view: &TensorView<'_>) -> Result<Vec<u64>> {

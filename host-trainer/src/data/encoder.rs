@@ -10,6 +10,7 @@ use rankpatch_format::tokenizer::Tokenizer;
 use serde_json::Value;
 use tokenizers::TruncationParams;
 
+use super::merge;
 use crate::{Error, Result};
 
 /// The file of a Hugging Face tokenizer.
@@ -131,10 +132,7 @@ impl<'b> TextEncoder<'b> {
 }
 
 fn device_ids(tokenizer: &Tokenizer<'_>, text: &str) -> Result<Vec<u32>> {
-    // One id per byte at most, one for the start and one for a leading space.
-    let mut ids = vec![0; text.len() + 2];
-    let len = tokenizer.encode(text.as_bytes(), &mut ids)?;
-    Ok(ids[..len].iter().map(|id| u32::from(*id)).collect())
+    Ok(merge::encode(tokenizer, text)?.into_iter().map(u32::from).collect())
 }
 
 /// Characters that have begun by the end of each id.

@@ -8,6 +8,7 @@ pub mod augment;
 #[cfg(test)]
 mod carry;
 pub mod encoder;
+mod merge;
 pub mod recordings;
 pub mod records;
 pub mod signal;

@@ -356,6 +356,10 @@ fn feature_arrays_are_read_with_their_classes() {
             "metadata label_names: expected a JSON list",
         ),
         (
+            tensors(&[features(&bytes), labels([0, 1])], Some(r#"["no", "no"]"#)),
+            "metadata label_names: expected names that differ, found \"no\" again at 1",
+        ),
+        (
             tensors(&[features(&nan), labels([0, 1])], None),
             "features of example 1: expected finite numbers, found NaN",
         ),

@@ -412,6 +412,8 @@ fn a_kwt_with_other_tensors_is_refused() {
     );
     let error = load(&folder.path().join("labels.txt")).unwrap_err();
     assert!(matches!(error, Error::UnknownFile { .. }), "{error}");
+    let error = load(&folder.path().join("absent")).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
 /// A folder that goes away with the test.

@@ -225,6 +225,9 @@ impl Default for TrainConfig {
     }
 }
 
+/// What messages call the overrides.
+const COMMAND_LINE: &str = "the command line";
+
 /// Keys without which there is no task.
 const REQUIRED: &[&str] = &["task", "base", "dataset", "data"];
 
@@ -294,8 +297,14 @@ impl TrainConfig {
         if given.contains(key) && given.contains(alias) {
             return Err(TrainError::DuplicateKey { origin: origin.into(), key, alias }.into());
         }
+        let mut lengths = 0;
         for (name, text) in overrides {
-            let key = find(&name.replace('-', "_"), "the command line")?;
+            let key_of_override = find(&name.replace('-', "_"), COMMAND_LINE)?;
+            lengths += usize::from([key, alias].contains(&key_of_override.name));
+            if lengths > 1 {
+                return Err(TrainError::DuplicateKey { origin: COMMAND_LINE.into(), key, alias }.into());
+            }
+            let key = key_of_override;
             given.insert(key.name);
             let fits = readings(text).iter().any(|value| (key.set)(&mut config, value).is_some());
             if !fits {

@@ -55,10 +55,10 @@ pub enum TrainError {
         found: String,
     },
     /// A pattern fits no site of the base.
-    #[error(
-        "target_modules binds to nothing: expected a site of the base, found {pattern:?} (sites: {known})"
-    )]
+    #[error("{key} binds to nothing: expected a site of the base, found {pattern:?} (sites: {known})")]
     NoSite {
+        /// The key with the pattern.
+        key: &'static str,
         /// The pattern or patterns.
         pattern: String,
         /// The sites there are.

@@ -239,13 +239,22 @@ fn a_peft_folder_that_does_not_fit_is_refused() {
     };
     let own = renamed("layers.", "attn.q");
     fixture.write("out/peft/adapter_model.safetensors", &own);
-    let expected = "lora_A.weight\": expected shape [0, 15], found [2, 12]";
+    let expected = "lora_A.weight\": expected shape [2, 15], found [2, 12]";
     fails_and_leaves_outputs(&fixture, &other, exit::BAD_INPUT, expected);
     let bert = renamed("bert.encoder.layer.", "attention.self.query");
     fixture.write("out/peft/adapter_model.safetensors", &bert);
     let expected = "tensor: expected factors of a site of tiny-decoder (layers.0.attn.q, ";
     fails_and_leaves_outputs(&fixture, &export("decoder.rpb"), exit::BAD_INPUT, expected);
     assert!(fixture.run(&export("decoder.rpb")).err.contains("(of another architecture?)"));
+    for (half, other) in [("lora_A", "lora_B"), ("lora_B", "lora_A")] {
+        let absent = format!("layers.0.attn.q.{half}.weight");
+        let rest = file.iter().filter(|(name, _)| !name.ends_with(&absent));
+        let rest = safetensors::serialize(rest, None).unwrap();
+        fixture.write("out/peft/adapter_model.safetensors", &rest);
+        let expected =
+            format!("expected base_model.model.{absent} beside layers.0.attn.q.{other}.weight, found none");
+        fails_and_leaves_outputs(&fixture, &export("decoder.rpb"), exit::BAD_INPUT, &expected);
+    }
     fixture.write("out/peft/adapter_model.safetensors", &good);
 
     let path = fixture.path("out/peft/adapter_config.json");

@@ -338,6 +338,21 @@ fn a_dry_run_says_what_would_be_trained() {
         text.contains("60 of 8 examples, quantization-aware from step 48") && text.contains("layers.0"),
         "{text}"
     );
+    let trimmed = fixture.run("train @names.toml --rank 3 --explained-variance 0.9 --dry-run").text();
+    let bytes =
+        |text: &str| text.lines().find(|line| line.starts_with("file ")).unwrap()[4..].trim().to_owned();
+    assert_eq!(bytes(&trimmed), format!("at most {}", bytes(&text)));
+
+    // A head alone is an adapter too.
+    let lines = ["{\"text\":\"abc\",\"label\":0}\n", "{\"text\":\"cab\",\"label\":1}\n"].concat().repeat(10);
+    fixture.write("own.jsonl", lines.as_bytes());
+    let line = "train @names.toml --out @head --dataset jsonl --data @own.jsonl --target-modules []";
+    let plan = fixture.run(&format!("{line} --dry-run --format json")).json();
+    let text = fixture.run(&format!("{line} --dry-run")).text();
+    let summary = fixture.run(&format!("{line} --format json")).json();
+    assert_eq!(plan["adapter_file_bytes"], summary["adapter_file_bytes"]);
+    let bytes = summary["adapter_file_bytes"].as_u64().unwrap();
+    assert!(text.contains(&format!("{bytes} bytes, payload ")), "{text}");
 }
 
 #[test]

@@ -57,7 +57,7 @@ struct Task {
 
 impl Task {
     fn fail(&mut self, failure: &Failure) {
-        let (error, exit_code) = (format!("{:#}", failure.error), failure.code);
+        let (error, exit_code) = (failure.message(), failure.code);
         self.result = Some(Result::Failed { task: self.name.clone(), error, exit_code });
     }
 }
@@ -114,6 +114,9 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         task.result.unwrap_or_else(never)
     };
     let results = Results { tasks: tasks.into_iter().map(stopped).collect() };
+    if results.tasks.is_empty() {
+        console.note("nothing to train: no task is listed, or none falls to this part of them");
+    }
     console.print(args.format, &results, text)?;
     let count = |of: fn(&Result) -> bool| results.tasks.iter().filter(|result| of(result)).count();
     let total = results.tasks.len();
@@ -194,11 +197,11 @@ fn train(
         for (at, result) in ended {
             let task = &mut tasks[indices[at]];
             let learner = trainer.learner(at);
-            let written = result
-                .map_err(Failure::from)
-                .and_then(|()| write(learner, &trainer.base().model, &base, &task.out));
+            let logged = result.map_err(Failure::from).and_then(|()| logs[at].finish().map_err(failed));
+            let written = logged.and_then(|()| write(learner, &trainer.base().model, &base, &task.out));
             match written {
                 Ok(summary) => {
+                    logs[at].keep();
                     task.result =
                         Some(Result::Trained { task: task.name.clone(), summary: Box::new(summary) });
                 }

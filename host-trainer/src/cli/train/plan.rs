@@ -11,7 +11,7 @@ use super::super::exit::Outcome;
 use super::super::task::Trainable;
 use crate::export::export;
 use crate::lora::BoundSite;
-use crate::train::Learner;
+use crate::train::{Learner, Method};
 
 /// Bytes of an f32.
 const FLOAT: usize = 4;
@@ -40,6 +40,11 @@ pub(super) struct Plan {
     first_quantized_step: u64,
     examples_per_step: usize,
     memory: Memory,
+    #[serde(skip)]
+    method: Method,
+    /// Whether ranks are trimmed before the file is written, which then is smaller.
+    #[serde(skip)]
+    trims: bool,
 }
 
 /// Bytes that training holds besides activations, which depend on the length of the examples.
@@ -57,7 +62,7 @@ impl Plan {
         let adapter = learner.adapter()?;
         let network = base.network();
         let (payload_bytes, adapter_file_bytes) = match base {
-            Trainable::Device(base) if !adapter.sites.is_empty() => {
+            Trainable::Device(base) if learner.config().method == Method::Lora => {
                 // The self-test's digest has the same length whatever it is.
                 let file = export(&adapter, network, learner.config().sequence, |_| Ok(0))?.file;
                 let payload = Adapter::new(&file, &base.image.base()?)?.payload_bytes();
@@ -91,6 +96,8 @@ impl Plan {
                 trained_bytes: 4 * FLOAT * trained,
                 full_fine_tuning_bytes: 4 * FLOAT * (frozen + trained),
             },
+            method: learner.config().method,
+            trims: learner.config().explained_variance.is_some(),
         })
     }
 
@@ -153,9 +160,10 @@ impl Plan {
                 "file",
                 match (self.adapter_file_bytes, self.payload_bytes) {
                     (Some(bytes), Some(payload)) => {
-                        format!("{} bytes, payload {}", grouped(bytes), grouped(payload))
+                        let most = if self.trims { "at most " } else { "" };
+                        format!("{most}{} bytes, payload {}", grouped(bytes), grouped(payload))
                     }
-                    _ if self.sites.is_empty() => "none, another base: its weights are trained".into(),
+                    _ if self.method == Method::Full => "none, another base: its weights are trained".into(),
                     _ => "none, a PEFT folder only: devices do not run this base".into(),
                 },
             ),

@@ -37,8 +37,11 @@ const FRACTION: &str = "a number from 0 to 1";
 
 /// Every key there is.
 pub(super) const KEYS: &[Key] = &[
-    key("task", "", "a name of 1 to 32 bytes", |c, v| {
-        c.task = v.as_str().filter(|name| (1..=MAX_TASK_BYTES).contains(&name.len()))?.into();
+    key("task", "", "a name of 1 to 32 bytes that a file can have", |c, v| {
+        c.task = v
+            .as_str()
+            .filter(|name| (1..=MAX_TASK_BYTES).contains(&name.len()) && is_file_name(name))?
+            .into();
         Some(())
     }),
     key("base", "", "a path", |c, v| path(v).map(|path| c.base = path)),
@@ -259,6 +262,11 @@ fn table<T>(value: &Value, item: fn(&Value) -> Option<T>) -> Option<BTreeMap<Str
     let entry =
         |(name, value): (&String, &Value)| Some((name.clone(), item(value).filter(|_| is_pattern(name))?));
     value.as_table()?.iter().map(entry).collect()
+}
+
+/// Whether files and folders can have this name, on their own and with an ending, within the folder that they are meant for.
+fn is_file_name(name: &str) -> bool {
+    !name.starts_with('.') && !name.contains(|c: char| c.is_control() || matches!(c, '/' | '\\'))
 }
 
 /// Whether a pattern can be understood.

@@ -194,6 +194,13 @@ fn what_is_missing_or_twice_there_is_named() {
     assert!(
         message("steps = 1\nepochs = 1", &[]).contains("sets steps twice: expected either steps or epochs")
     );
+    let both = message("", &[("steps", "1"), ("epochs", "1")]);
+    assert!(both.contains("the command line sets steps twice: expected either steps or epochs"), "{both}");
+    assert_eq!(parse("steps = 9", &[("epochs", "2")]).unwrap().length, Length::Epochs(2.0));
+    for name in ["../t", "a/b", "a\\b", "..", ".t", "a\nb"] {
+        let found = message("", &[("task", name)]);
+        assert!(found.contains("task: expected a name of 1 to 32 bytes that a file can have"), "{found}");
+    }
     let error = parse("rank == 1", &[]).unwrap_err();
     assert!(matches!(error, Error::Train(TrainError::Toml { .. })), "{error}");
     let error = TrainConfig::load(Path::new("no/such/task.toml"), &[]).unwrap_err();

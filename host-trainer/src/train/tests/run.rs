@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use super::tiny::{class_config, classes, config, network, texts};
 use crate::Error;
 use crate::export::{dequantize, export, quantize};
-use crate::lora::{ALL_LINEAR, FloatAdapter, LoraConfig};
+use crate::lora::{FloatAdapter, LoraConfig};
 use crate::train::{
     Event, Length, MetricName, Phase, Reporter, Sequence, Target, TaskData, TrainConfig, TrainError, Trainer,
     evaluate_float,
@@ -272,7 +272,22 @@ fn patterns_that_fit_nothing_are_refused_with_the_sites_there_are() {
     let mut config = config();
     config.lora.exclude_modules = vec!["*".into()];
     let error = refusal(config, texts()).to_string();
-    assert!(error.contains(ALL_LINEAR), "{error}");
+    assert_eq!(
+        error,
+        "exclude_modules: expected something left of target_modules = \"all-linear\", found \"*\""
+    );
+    let refused = |key: &str, set: &dyn Fn(&mut LoraConfig)| {
+        let mut config = self::config();
+        set(&mut config.lora);
+        let error = refusal(config, texts()).to_string();
+        assert!(
+            error.starts_with(&format!("{key} binds to nothing")) && error.contains("\"attn.z\""),
+            "{error}"
+        );
+    };
+    refused("exclude_modules", &|lora| lora.exclude_modules = vec!["attn.z".into()]);
+    refused("rank_pattern", &|lora| lora.rank_pattern = [("attn.z".to_owned(), 2)].into());
+    refused("alpha_pattern", &|lora| lora.alpha_pattern = [("attn.z".to_owned(), 2.0)].into());
     let mut config = class_config();
     config.lora.target_modules = vec!["classifier".into()];
     let error = refusal(config, classes());
