@@ -51,9 +51,7 @@ fn load_with(path: &Path, front_end: bool) -> Result<Network> {
         return hf::load(path);
     }
     let file = if path.is_dir() { find_in(path)? } else { path.to_path_buf() };
-    if !file.exists() {
-        return Err(Error::io(&file)(std::io::ErrorKind::NotFound.into()));
-    }
+    std::fs::metadata(&file).map_err(Error::io(&file))?;
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("bin") => llama2c::load(&file, &llama2c::tokenizer_beside(&file)?),
         Some("safetensors") => kwt::load(&file, front_end),

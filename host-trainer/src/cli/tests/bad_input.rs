@@ -247,12 +247,12 @@ fn a_peft_folder_that_does_not_fit_is_refused() {
     fails_and_leaves_outputs(&fixture, &export("decoder.rpb"), exit::BAD_INPUT, expected);
     assert!(fixture.run(&export("decoder.rpb")).err.contains("(of another architecture?)"));
     for (half, other) in [("lora_A", "lora_B"), ("lora_B", "lora_A")] {
-        let absent = format!("layers.0.attn.q.{half}.weight");
+        let absent = format!("model.layers.0.self_attn.q_proj.{half}.weight");
         let rest = file.iter().filter(|(name, _)| !name.ends_with(&absent));
         let rest = safetensors::serialize(rest, None).unwrap();
         fixture.write("out/peft/adapter_model.safetensors", &rest);
-        let expected =
-            format!("expected base_model.model.{absent} beside layers.0.attn.q.{other}.weight, found none");
+        let there = absent.replace(half, other);
+        let expected = format!("expected base_model.model.{absent} beside {there}, found none");
         fails_and_leaves_outputs(&fixture, &export("decoder.rpb"), exit::BAD_INPUT, &expected);
     }
     fixture.write("out/peft/adapter_model.safetensors", &good);

@@ -114,8 +114,8 @@ pub(super) fn run(args: &Args, console: &mut Console<'_>) -> Outcome {
         task.result.unwrap_or_else(never)
     };
     let results = Results { tasks: tasks.into_iter().map(stopped).collect() };
-    if results.tasks.is_empty() {
-        console.note("nothing to train: no task is listed, or none falls to this part of them");
+    if results.tasks.is_empty() && args.progress != Progress::Json {
+        console.log("nothing to train: no task is listed, or none falls to this part of them");
     }
     console.print(args.format, &results, text)?;
     let count = |of: fn(&Result) -> bool| results.tasks.iter().filter(|result| of(result)).count();
