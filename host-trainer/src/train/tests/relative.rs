@@ -1,13 +1,14 @@
 //! A base that only hosts run trains as any other: DeBERTa, whose factors act on tokens and positions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use rankpatch_format::write::Network;
 
 use super::tiny;
 use crate::base::quantize;
 use crate::data::test_data::carried;
+use crate::executor::{Batch, Joins};
 use crate::import::hf::modules::{self, ModuleBias};
 use crate::lora::{Bias, FloatAdapter, LoraConfig};
 use crate::rng::Rng;
@@ -101,12 +102,29 @@ fn tasks_side_by_side_learn_what_they_learn_alone() {
         trainer.adapter().unwrap()
     });
     let base = FrozenBase::new(&network, &Device::Cpu).unwrap();
+    // Otherwise each would run in a pass of its own, and what follows would say nothing.
+    assert_eq!(base.model.joins(), Joins::All);
     let learners = tasks.map(|config| Learner::new(&base, &network, config, orders()).unwrap());
     let mut many = ManyTrainer::new(base, learners.into());
     while !many.advance(&mut Quiet).is_empty() {}
     for (task, expected) in alone.iter().enumerate() {
         assert_eq!(&many.learner(task).adapter().unwrap(), expected, "task {task}");
     }
+}
+
+#[test]
+fn batches_in_one_pass_have_the_rows_that_they_have_alone() {
+    let base = FrozenBase::new(&network("deberta-v2"), &Device::Cpu).unwrap();
+    let ids: [Vec<Vec<u32>>; 3] =
+        [vec![vec![7, 9, 30, 4]; 2], vec![vec![5, 8, 6, 20, 41, 3, 12]], vec![vec![11]]];
+    let batches = ids.map(|ids| Batch::tokens(&ids));
+    let rows = |output: Tensor| output.to_vec2::<f32>().unwrap();
+    let alone = batches.iter().map(|batch| rows(base.model.forward(batch, &BTreeMap::new(), None).unwrap()));
+    let alone: Vec<Vec<f32>> = alone.flatten().collect();
+    let together = base.model.forward_many(&batches.each_ref(), &BTreeMap::new(), false).unwrap();
+    assert_eq!(rows(together), alone);
+    assert_eq!(alone.len(), 4, "one row a sequence");
+    assert_ne!(alone[0], alone[2], "and not the same of all");
 }
 
 /// `bias = "all"`: everything that the model's folder calls a bias, the norm of the table and the convolution included.
